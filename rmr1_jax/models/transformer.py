@@ -1,0 +1,314 @@
+"""One Flax NNX decoder for the whole zoo: Qwen2/2.5, Qwen3, Llama 3.x.
+
+Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
+Decoding takes the same `Block` apart layer by layer (`unstack_layers`). What a block attends to is
+the caller's: `attend(query, key, value)` may read and write any cache.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.rope import rope_frequencies
+from rmr1_jax.ops.attention import attention, matmul_precision
+
+Params = dict[str, Any]
+Attend = Callable[
+    [Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    Float[Array, "B T N H"],
+]
+Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
+
+
+class Projection(nnx.Module):
+    """`einsum(x, kernel) + bias`, in the dtype of x; the kernel may be stored in another."""
+
+    def __init__(
+        self,
+        equation: str,
+        shape: dict[str, int],
+        *,
+        fan_in: int,
+        bias: dict[str, int] | None = None,
+        rngs: nnx.Rngs,
+        param_dtype: jnp.dtype,
+        layers: int | None,
+    ):
+        self.equation = equation
+        self.kernel = parameter(
+            nnx.initializers.normal(fan_in**-0.5), shape, rngs, param_dtype, layers
+        )
+        self.bias = (
+            parameter(nnx.initializers.zeros_init(), bias, rngs, param_dtype, layers)
+            if bias
+            else None
+        )
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.einsum(self.equation, x, kernel, precision=matmul_precision(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in fp32."""
+
+    def __init__(
+        self,
+        axis: str,
+        size: int,
+        epsilon: float,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: jnp.dtype,
+        layers: int | None,
+    ):
+        self.epsilon = epsilon
+        self.scale = parameter(
+            nnx.initializers.ones_init(), {axis: size}, rngs, param_dtype, layers
+        )
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions; optional q/k norms (Qwen3) and biases."""
+
+    def __init__(self, c: ModelConfig, **common: Any):
+        D, N, K, H = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
+        q, kv = {"heads": N, "head_dim": H}, {"kv_heads": K, "head_dim": H}
+
+        def head_projection(heads: dict[str, int]) -> Projection:
+            return Projection(
+                "btd,dnh->btnh",
+                {"embed": D, **heads},
+                fan_in=D,
+                bias=heads if c.qkv_bias else None,
+                **common,
+            )
+
+        self.query, self.key, self.value = (head_projection(h) for h in (q, kv, kv))
+        self.output = Projection(
+            "btnh,nhd->btd",
+            {**q, "embed": D},
+            fan_in=N * H,
+            bias={"embed": D} if c.output_bias else None,
+            **common,
+        )
+        if c.qk_norm:
+            self.query_norm = RMSNorm("head_dim", H, c.rms_norm_eps, **common)
+            self.key_norm = RMSNorm("head_dim", H, c.rms_norm_eps, **common)
+        self.qk_norm = c.qk_norm
+
+    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> Array:
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return self.output(attend(apply_rope(query, rope), apply_rope(key, rope), value))
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, c: ModelConfig, **common: Any):
+        D, F = c.hidden_size, c.intermediate_size
+        wide, narrow = ({"mlp": F}, {"embed": D}) if c.mlp_bias else (None, None)
+        self.gate = Projection("btd,df->btf", {"embed": D, "mlp": F}, fan_in=D, bias=wide, **common)
+        self.up = Projection("btd,df->btf", {"embed": D, "mlp": F}, fan_in=D, bias=wide, **common)
+        self.down = Projection(
+            "btf,fd->btd", {"mlp": F, "embed": D}, fan_in=F, bias=narrow, **common
+        )
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One pre-norm layer; with `layers=L` its leaves are stacked to [L, ...]."""
+
+    def __init__(self, c: ModelConfig, **common: Any):
+        self.attention_norm = RMSNorm("embed", c.hidden_size, c.rms_norm_eps, **common)
+        self.attention = Attention(c, **common)
+        self.mlp_norm = RMSNorm("embed", c.hidden_size, c.rms_norm_eps, **common)
+        self.mlp = MLP(c, **common)
+
+    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> Array:
+        x = x + self.attention(self.attention_norm(x), rope, attend)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Embedding(nnx.Module):
+    """Token embeddings, [V, D]."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype):
+        shape = {"vocab": c.vocab_size, "embed": c.hidden_size}
+        self.embedding = parameter(
+            nnx.initializers.normal(c.hidden_size**-0.5), shape, rngs, param_dtype, None
+        )
+
+
+class Transformer(nnx.Module):
+    """Decoder-only transformer.
+
+    Args:
+      config: dimensions and switches.
+      dtype: compute dtype, bfloat16 or float32 (norms and softmax are fp32 in either).
+      param_dtype: dtype the parameters are stored in.
+      rngs: for random initial weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype = jnp.bfloat16,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"rngs": rngs, "param_dtype": param_dtype}
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.embed = Embedding(config, **common)
+        self.layers = Block(config, layers=config.num_layers, **common)
+        self.final_norm = RMSNorm(
+            "embed", config.hidden_size, config.rms_norm_eps, layers=None, **common
+        )
+        if not config.tie_embeddings:
+            self.lm_head = Projection(
+                "btd,dv->btv",
+                {"embed": config.hidden_size, "vocab": config.vocab_size},
+                fan_in=config.hidden_size,
+                layers=None,
+                **common,
+            )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states (after the last norm) of causal, optionally packed rows.
+
+        Args:
+          tokens: token ids.
+          positions: position of each token in its segment; 0..T-1 when absent.
+          segment_ids: tokens attend only within their own id; all one segment when absent.
+        """
+        B, T = tokens.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        mask = jnp.tril(jnp.ones((T, T), bool))[None]
+        if segment_ids is not None:
+            mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+        rope = rope_angles(self.config, positions)
+        graph, stacked = nnx.split(self.layers)
+
+        def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
+            return nnx.merge(graph, weights)(x, rope, attend), None
+
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            return attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+
+        x, _ = jax.lax.scan(layer, self.embed_tokens(tokens), stacked)
+        return self.final_norm(x)
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embed.embedding[...][tokens].astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Next-token logits in fp32."""
+        if not self.config.tie_embeddings:
+            return self.lm_head(hidden).astype(jnp.float32)
+        table = self.embed.embedding[...].astype(hidden.dtype)
+        precision = matmul_precision(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, precision=precision).astype(jnp.float32)
+
+
+def parameter(
+    initializer: nnx.Initializer,
+    shape: dict[str, int],
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    layers: int | None,
+) -> nnx.Param:
+    """A parameter that carries the logical name of each of its axes (`parallel/rules.py` maps them)."""
+    axes = tuple(shape) if layers is None else ("layers", *shape)
+    sizes = tuple(shape.values()) if layers is None else (layers, *shape.values())
+    return nnx.Param(initializer(rngs.params(), sizes, dtype), logical_axes=axes)
+
+
+def rope_angles(config: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
+    """Cosines and sines of the rotation of each position, fp32 [B, T, H/2]."""
+    frequencies, scaling = rope_frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return jnp.cos(angles) * scaling, jnp.sin(angles) * scaling
+
+
+def apply_rope(x: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (i, i + H/2) of each head, in fp32 (the Hugging Face 'rotate half' order)."""
+    cosine, sine = (angle[:, :, None, :] for angle in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def abstract_model(
+    config: ModelConfig, *, dtype: jnp.dtype = jnp.bfloat16, param_dtype: jnp.dtype = jnp.float32
+) -> Transformer:
+    """A `Transformer` whose parameters are shapes only: nothing is allocated."""
+    return nnx.eval_shape(
+        lambda: Transformer(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+    )
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The parameter tree with, at each leaf, the tuple of its logical axis names."""
+    state = nnx.state(abstract_model(config), nnx.Param)
+    named = jax.tree.map(
+        lambda leaf: leaf.get_metadata()["logical_axes"],
+        state,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+    return nnx.to_pure_dict(named)
+
+
+def parameter_shapes(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
+    """The parameter tree with a `jax.ShapeDtypeStruct` at each leaf."""
+    return nnx.to_pure_dict(nnx.state(abstract_model(config, param_dtype=param_dtype), nnx.Param))
+
+
+def with_params(config: ModelConfig, params: Params, *, dtype: jnp.dtype) -> Transformer:
+    """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers)."""
+    graph, state = nnx.split(abstract_model(config, dtype=dtype))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def random_params(
+    config: ModelConfig, seed: int = 0, param_dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Random initial weights as a nested dict."""
+    model = Transformer(config, param_dtype=param_dtype, rngs=nnx.Rngs(seed))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> Float[Array, "B T V"]:
+    """fp32 logits of every position: `with_params` and call, for those who want no module."""
+    model = with_params(config, params, dtype=dtype)
+    return model.logits(model(tokens, positions, segment_ids))

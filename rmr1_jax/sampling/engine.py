@@ -1,0 +1,342 @@
+"""Sampling inside the graph: slots that refill themselves, prompts that are computed once.
+
+`run` is one `while_loop`. Its body admits waiting prompts into free lanes (prefill, in chunks, so a
+short prompt costs what it is long), gives free slots to waiting samples, and decodes until a slot can
+be refilled. No program boundary, no host and no conditional stands inside the decode loop, and the
+caches are updated in place.
+
+A slot's first input is the last token of its prompt, so prefill needs no output head and the first
+token is sampled like every other. Each step, the queries go to the prompts rather than the prompts to
+the queries: they are gathered by lane, so a shared prompt is read once however many samples ask it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.kv_cache import LayerCache, read_row, ring_mask, write
+from rmr1_jax.models.transformer import (
+    Params,
+    Transformer,
+    abstract_model,
+    rope_angles,
+    with_params,
+)
+from rmr1_jax.ops.attention import PartialAttention, attention, merge, partial_attention
+from rmr1_jax.sampling.sampler import SamplingParams, is_stop, request_uniform, sample
+from rmr1_jax.sampling.state import (
+    IDLE,
+    NOT_WAITING,
+    EngineState,
+    Outputs,
+    Slots,
+    grow,
+    routes,
+    slot_of_query,
+)
+
+PREFILL_CHUNK = 256
+
+
+def unstack_layers(config: ModelConfig, params: Params, dtype: jnp.dtype) -> Params:
+    """Weights as decoding wants them: in the compute dtype, and a tuple of layers, not a stack.
+
+    A scanned stack would be sliced, and a scanned cache copied, at every step.
+    """
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    layers = tuple(
+        jax.tree.map(lambda x: x[i], params["layers"])  # noqa: B023
+        for i in range(config.num_layers)
+    )
+    return {**params, "layers": layers}
+
+
+def run(
+    config: ModelConfig,
+    weights: Params,
+    state: EngineState,
+    *,
+    max_steps: Int[Array, ""] | int,
+    drained_slots: Int[Array, ""] | int = 0,
+) -> EngineState:
+    """Admit, prefill and decode until nothing is left to do.
+
+    It also stops when a live response has filled the ring (`grow` it and go on), after `max_steps`
+    decode steps, or when nothing waits and no more than `drained_slots` slots are live (`compact`).
+
+    Args:
+      config: the model's.
+      weights: from `unstack_layers`.
+      state: from `init_state`, or an earlier `run`.
+      max_steps: traced.
+      drained_slots: traced.
+    """
+    model = _Decoder(config, weights)
+    limit = state.counters.steps[0] + max_steps
+
+    def may_step(state: EngineState) -> Bool[Array, ""]:
+        fits = jnp.max(_live_written(state)) < state.columns
+        return fits & (state.counters.steps[0] < limit)
+
+    def unfinished(state: EngineState) -> Bool[Array, ""]:
+        live, waiting = jnp.sum(state.slots.request >= 0), _waiting(state)
+        return may_step(state) & (waiting | (live > drained_slots))
+
+    def decode(state: EngineState) -> EngineState:
+        def steady(state: EngineState) -> Bool[Array, ""]:
+            live = jnp.sum(state.slots.request >= 0)
+            drained = ~_waiting(state) & (live <= drained_slots)
+            return may_step(state) & (live > 0) & ~_can_admit(state) & ~drained
+
+        return jax.lax.while_loop(steady, lambda s: _decode_step(model, s), state)
+
+    return jax.lax.while_loop(unfinished, lambda s: decode(_admit(model, s)), state)
+
+
+def generate(
+    config: ModelConfig, weights: Params, state: EngineState, ring_sizes: Sequence[int]
+) -> EngineState:
+    """The whole queue in one program: `run` in each ring of an ascending list, growing in between.
+
+    While all responses are short, steps read the short ring. The last size must hold the longest
+    response. `state` comes from `init_state` with the first size.
+    """
+    for columns in ring_sizes:
+        if columns != state.columns:
+            state = grow(state, columns)
+        state = run(config, weights, state, max_steps=jnp.iinfo(jnp.int32).max // 2)
+    return state
+
+
+class _Decoder:
+    """The blocks of the model, one by one, over decode weights."""
+
+    def __init__(self, config: ModelConfig, weights: Params):
+        self.config = config
+        stacked = nnx.split(abstract_model(config).layers)
+        graph, shapes = stacked
+        self.blocks = []
+        for layer in weights["layers"]:
+            state = jax.tree.map(lambda x: x, shapes)
+            nnx.replace_by_pure_dict(state, layer)
+            self.blocks.append(nnx.merge(graph, state))
+        dtype = weights["embed"]["embedding"].dtype
+        outer: Transformer = with_params(config, {**weights, "layers": {}}, dtype=dtype)
+        self.embed_tokens, self.final_norm = outer.embed_tokens, outer.final_norm
+        self.logits = outer.logits
+
+    def blocks_over(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Callable[[int, Array, Array, Array], Array],
+    ) -> Float[Array, "B T D"]:
+        """Hidden states before the last norm; `attend(layer, query, key, value)`."""
+        rope = rope_angles(self.config, positions)
+        x = self.embed_tokens(tokens)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rope, lambda *qkv, index=index: attend(index, *qkv))
+        return x
+
+
+def _waiting(state: EngineState) -> Bool[Array, ""]:
+    """Some sample has no slot yet."""
+    pending = jnp.any(state.lanes.next_sample < state.group_size)
+    return pending | jnp.any(state.requests.ticket != NOT_WAITING)
+
+
+def _live_written(state: EngineState) -> Int[Array, "S"]:
+    return jnp.where(state.slots.request >= 0, state.slots.written, 0)
+
+
+def _free_lanes(state: EngineState) -> Bool[Array, "lanes"]:
+    """Lanes whose samples all have finished."""
+    lanes = state.lanes.entry.shape[0]
+    at = jnp.where(state.slots.request >= 0, state.slots.lane, lanes)
+    asked = jnp.zeros(lanes, bool).at[at].set(True, mode="drop")
+    return (state.lanes.next_sample == state.group_size) & ~asked
+
+
+def _wants_prompt(state: EngineState) -> Bool[Array, ""]:
+    """A slot is free for which no prefilled prompt has a sample left, and a prompt and a lane are."""
+    free_slots = jnp.sum(state.slots.request < 0)
+    pending = jnp.sum(state.group_size - state.lanes.next_sample)
+    waiting = jnp.any(state.requests.ticket != NOT_WAITING)
+    return (free_slots > pending) & waiting & jnp.any(_free_lanes(state))
+
+
+def _can_admit(state: EngineState) -> Bool[Array, ""]:
+    free_slot = jnp.any(state.slots.request < 0)
+    pending = jnp.any(state.lanes.next_sample < state.group_size)
+    return (free_slot & pending) | _wants_prompt(state)
+
+
+def _admit(model: _Decoder, state: EngineState) -> EngineState:
+    state = jax.lax.while_loop(_wants_prompt, lambda s: _prefill_next(model, s), state)
+    return _fill_slots(state)
+
+
+def _prefill_next(model: _Decoder, state: EngineState) -> EngineState:
+    """Compute the KV of the next prompt, all but its last token, into a free lane."""
+    entry = jnp.argmin(state.requests.ticket).astype(jnp.int32)
+    lane = jnp.argmax(_free_lanes(state)).astype(jnp.int32)
+    width = state.requests.tokens.shape[1]
+    chunk = min(PREFILL_CHUNK, width)
+    chunks = (state.requests.length[entry] - 1 + chunk - 1) // chunk
+    columns = jnp.arange(width)
+
+    def prefill_chunk(index: Int[Array, ""], prompts: tuple[LayerCache, ...]):
+        # The last chunk of a prompt that fills its row is moved back, and computes some tokens again.
+        start = jnp.minimum(index * chunk, width - chunk)
+        tokens = jax.lax.dynamic_slice(state.requests.tokens, (entry, start), (1, chunk))
+        positions = start + jnp.arange(chunk)
+        mask = (columns[None, :] <= positions[:, None])[None]
+        written = list(prompts)
+
+        def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
+            written[layer] = write(written[layer], key, value, lane, start)
+            return attention(query, *read_row(written[layer], lane), mask)
+
+        model.blocks_over(tokens, positions[None], attend)
+        return tuple(written)
+
+    counters = state.counters
+    return replace(
+        state,
+        prompts=jax.lax.fori_loop(0, chunks, prefill_chunk, state.prompts),
+        requests=replace(state.requests, ticket=state.requests.ticket.at[entry].set(NOT_WAITING)),
+        lanes=replace(
+            state.lanes,
+            entry=state.lanes.entry.at[lane].set(entry),
+            next_sample=state.lanes.next_sample.at[lane].set(0),
+        ),
+        counters=replace(counters, prefill_tokens=counters.prefill_tokens + chunks * chunk),
+    )
+
+
+def _fill_slots(state: EngineState) -> EngineState:
+    """Give free slots to waiting samples, lane by lane, sample by sample."""
+    slots, lanes, G = state.slots, state.lanes, state.group_size
+    free = slots.request < 0
+    rank = jnp.cumsum(free) - 1  # among the free
+    pending = G - lanes.next_sample
+    until = jnp.cumsum(pending)
+    taken = free & (rank < until[-1])
+    lane = jnp.searchsorted(until, rank, side="right").astype(jnp.int32)
+    lane = jnp.where(taken, lane, slots.lane)
+    sample_index = lanes.next_sample[lane] + rank - (until - pending)[lane]
+    entry = lanes.entry[lane]
+    last = state.requests.tokens[entry, state.requests.length[entry] - 1]
+    filled = Slots(
+        request=jnp.where(taken, entry * G + sample_index, slots.request),
+        lane=lane,
+        token=jnp.where(taken, last, slots.token),
+        written=jnp.where(taken, 0, slots.written),
+        route=slots.route,
+    )
+    given = jnp.clip(jnp.sum(taken) - (until - pending), 0, pending)
+    return replace(
+        state,
+        slots=replace(filled, route=routes(filled, lanes.entry.shape[0], G)),
+        lanes=replace(lanes, next_sample=lanes.next_sample + given),
+    )
+
+
+def _decode_step(model: _Decoder, state: EngineState) -> EngineState:
+    """One token for every slot."""
+    slots, requests, cursor = state.slots, state.requests, state.cursor[0]
+    live = slots.request >= 0
+    lane_length = requests.length[state.lanes.entry] - 1
+    positions = lane_length[slots.lane] + slots.written
+    prompt_mask = jnp.arange(requests.tokens.shape[1])[None] < lane_length[:, None]
+    response_mask = ring_mask(cursor, slots.written + 1, state.columns)
+    responses = list(state.responses)
+
+    def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
+        responses[layer] = write(responses[layer], key, value, 0, cursor)
+        own = partial_attention(query, *responses[layer], response_mask[:, None])
+        shared = _ask_prompts(state, query, state.prompts[layer], prompt_mask[:, None])
+        return merge(own, shared).astype(query.dtype)
+
+    hidden = model.blocks_over(slots.token[:, None], positions[:, None], attend)
+    logits = model.logits(model.final_norm(hidden))[:, 0]
+
+    entry = jnp.where(live, slots.request // state.group_size, 0)
+    uniform = request_uniform(
+        requests.seed[entry],
+        requests.index[entry],
+        slots.request % state.group_size,
+        slots.written,
+    )
+    params = SamplingParams(
+        jnp.where(live, requests.temperature[entry], 0.0),  # idle slots never wake the sampler
+        requests.top_p[entry],
+        requests.top_k[entry],
+        requests.min_p[entry],
+    )
+    drawn = sample(logits, uniform, params)
+
+    written = slots.written + 1
+    stopped = is_stop(drawn.token, requests.stop_ids[entry])
+    ended = live & (stopped | (written >= requests.max_new_tokens[entry]))
+    counters = state.counters
+    return replace(
+        state,
+        responses=tuple(responses),
+        cursor=(state.cursor + 1) % state.columns,
+        slots=replace(
+            slots,
+            request=jnp.where(ended, IDLE, slots.request),
+            token=drawn.token,
+            written=jnp.where(ended | ~live, 0, written),
+        ),
+        outputs=_record(state.outputs, slots, drawn.token, drawn[1:], stopped, ended),
+        counters=replace(
+            counters,
+            steps=counters.steps + 1,
+            row_steps=counters.row_steps + live.shape[0],
+            live_row_steps=counters.live_row_steps + jnp.sum(live),
+        ),
+    )
+
+
+def _ask_prompts(
+    state: EngineState,
+    query: Float[Array, "S 1 N H"],
+    prompts: LayerCache,
+    mask: Bool[Array, "lanes 1 P"],
+) -> PartialAttention:
+    """Attention of every slot to the prompt of its lane; each prompt is read once."""
+    if state.group_size == 1:  # slot i asks lane i
+        return partial_attention(query, *prompts, mask)
+    lanes = mask.shape[0]
+    by_lane = query[:, 0].at[state.slots.route].get(mode="fill", fill_value=0)
+    by_lane = by_lane.reshape(lanes, -1, *query.shape[2:])
+    parts = partial_attention(by_lane, *prompts, mask)
+    back = slot_of_query(state.slots, state.group_size)
+    return PartialAttention(*(x.reshape(-1, *x.shape[2:])[back][:, None] for x in parts))
+
+
+def _record(
+    outputs: Outputs,
+    slots: Slots,
+    token: Int[Array, "S"],
+    logprobs: tuple[Array, Array],
+    stopped: Bool[Array, "S"],
+    ended: Bool[Array, "S"],
+) -> Outputs:
+    """Write what the live slots have drawn; idle slots point beyond the end and are dropped."""
+    request = jnp.where(slots.request >= 0, slots.request, outputs.length.shape[0])
+    at = (request, slots.written)
+    finish = jnp.where(ended, jnp.where(stopped, Outputs.STOPPED, Outputs.CUT), Outputs.RUNNING)
+    return Outputs(
+        tokens=outputs.tokens.at[at].set(token, mode="drop"),
+        logprobs=outputs.logprobs.at[at].set(jnp.stack(logprobs, axis=-1), mode="drop"),
+        length=outputs.length.at[request].set(slots.written + 1, mode="drop"),
+        finished=outputs.finished.at[request].set(finish, mode="drop"),
+    )

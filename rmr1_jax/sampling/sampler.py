@@ -1,0 +1,161 @@
+"""From logits to the next token, with nothing static but shapes.
+
+Temperature, top-p, top-k and min-p are arrays with one value a row, so changing them never
+recompiles. Truncation searches a threshold instead of sorting the vocabulary, and the draw inverts
+the cumulative distribution in two levels (blocks, then tokens), so that a row needs one uniform
+number instead of one per vocabulary entry.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+BLOCK = 256
+
+
+class SamplingParams(NamedTuple):
+    """One value a row. Truncation is applied in the order of transformers: top-k, top-p, min-p."""
+
+    temperature: Float[Array, "B"]  # 0 is greedy
+    top_p: Float[Array, "B"]  # 1 is off
+    top_k: Int[Array, "B"]  # 0 is off
+    min_p: Float[Array, "B"]  # 0 is off
+
+
+class Sampled(NamedTuple):
+    token: Int[Array, "B"]
+    logprob: Float[Array, "B"]  # under the model as it is (temperature 1, no truncation)
+    sampled_logprob: Float[Array, "B"]  # under the distribution that was drawn from; greedy: 0
+
+
+def sample(
+    logits: Float[Array, "B V"], uniform: Float[Array, "B"], params: SamplingParams
+) -> Sampled:
+    """Draw one token a row.
+
+    Args:
+      logits: fp32.
+      uniform: a number in [0, 1) for each row; the draw is a function of it and nothing else.
+      params: traced values.
+    """
+    greedy = params.temperature <= 0
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token, sampled_logprob = jax.lax.cond(
+        jnp.all(greedy),
+        lambda: (best, jnp.zeros_like(uniform)),
+        lambda: _draw(logits, uniform, params),
+    )
+    token = jnp.where(greedy, best, token)
+    return Sampled(
+        token=token,
+        logprob=_at(logits, token) - jax.nn.logsumexp(logits, axis=-1),
+        sampled_logprob=jnp.where(greedy, 0.0, sampled_logprob),
+    )
+
+
+def request_uniform(
+    seed: UInt32[Array, "B"],
+    prompt: Int[Array, "B"],
+    sample_index: Int[Array, "B"],
+    position: Int[Array, "B"],
+) -> Float[Array, "B"]:
+    """A uniform number that depends on (seed, prompt, sample, position) and on nothing else."""
+
+    def one(*numbers: Array) -> Array:
+        key = jax.random.key(0, impl="threefry2x32")
+        for number in numbers:
+            key = jax.random.fold_in(key, number)
+        return jax.random.uniform(key)
+
+    return jax.vmap(one)(seed, prompt, sample_index, position)
+
+
+def _draw(
+    logits: Float[Array, "B V"], uniform: Float[Array, "B"], params: SamplingParams
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    # A greedy row among others is divided by 1: its draw is thrown away.
+    scaled = logits / jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
+    truncates = jnp.any((params.top_p < 1) | (params.top_k > 0) | (params.min_p > 0))
+    scaled = jax.lax.cond(truncates, lambda: _truncate(scaled, params), lambda: scaled)
+    weights = jnp.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    token, total = _invert_cumulative(weights, uniform)
+    return token, jnp.log(_at(weights, token)) - jnp.log(total)
+
+
+def _invert_cumulative(
+    weights: Float[Array, "B V"], uniform: Float[Array, "B"]
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The first token whose cumulative weight exceeds uniform * total; never one of weight 0."""
+    B, V = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    block_weights = blocks.sum(-1)
+    block, before, total = _first_above(block_weights, uniform * block_weights.sum(-1))
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    offset, _, _ = _first_above(inside, uniform * block_weights.sum(-1) - before)
+    return (block * BLOCK + offset).astype(jnp.int32), total
+
+
+def _first_above(
+    weights: Float[Array, "B M"], target: Float[Array, "B"]
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """Index of the first positive weight whose cumulative sum exceeds target, the sum before, the sum."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    candidates = (cumulative > target[:, None]) & (weights > 0)
+    # Rounding can leave target at the very end: then the last positive weight is meant.
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    index = jnp.where(candidates.any(-1), jnp.argmax(candidates, axis=-1), last)
+    return index, _at(cumulative, index) - _at(weights, index), weights.sum(-1)
+
+
+def _truncate(scaled: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
+    """-inf where top-k, then top-p, then min-p remove a token; equal logits stay or go together."""
+    V = scaled.shape[-1]
+    top_k = jnp.where(params.top_k > 0, params.top_k, V)
+    kept = scaled >= _threshold(scaled, jnp.ones_like(scaled), top_k.astype(jnp.float32))
+    weights = jnp.where(kept, jnp.exp(scaled - scaled.max(-1, keepdims=True)), 0.0)
+    # top_p = 1 keeps all: no mass strictly above a token reaches a limit beyond the total.
+    limit = jnp.where(params.top_p < 1, params.top_p, 2.0) * weights.sum(-1)
+    kept &= scaled >= _threshold(scaled, weights, limit)
+    kept &= scaled >= scaled.max(-1, keepdims=True) + jnp.log(params.min_p)[:, None]
+    return jnp.where(kept, scaled, -jnp.inf)
+
+
+def _threshold(
+    values: Float[Array, "B V"], weights: Float[Array, "B V"], limit: Float[Array, "B"]
+) -> Float[Array, "B 1"]:
+    """The smallest t such that the weights of all values > t sum to less than `limit`.
+
+    With weights 1 and limit k that is top-k, with probabilities and limit p it is top-p. Bisects the
+    32 bits of the float, so the result is exact; the largest value always passes.
+    """
+    ordered = _ordered_bits(values)
+    high = ordered.max(-1)
+    low = jnp.full_like(high, jnp.iinfo(jnp.int32).min)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+        above = jnp.sum(jnp.where(ordered > middle[:, None], weights, 0.0), axis=-1)
+        fits = above < limit
+        return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
+
+    _, high = jax.lax.fori_loop(0, 32, halve, (low, high))
+    bits = jnp.where(high < 0, high ^ 0x7FFFFFFF, high)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)[:, None]
+
+
+def _ordered_bits(values: Float[Array, "B V"]) -> Int[Array, "B V"]:
+    """int32 that sorts as the floats do."""
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _at(values: Float[Array, "B V"], index: Int[Array, "B"]) -> Float[Array, "B"]:
+    return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]
+
+
+def is_stop(token: Int[Array, "B"], stop_ids: Int[Array, "B E"]) -> Bool[Array, "B"]:
+    """Whether each token is among its row's stop ids (padded with -1)."""
+    return (token[:, None] == stop_ids).any(-1)

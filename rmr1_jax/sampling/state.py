@@ -1,0 +1,223 @@
+"""What the engine carries from step to step, and from one compiled program to the next."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.kv_cache import KVCache, LayerCache, empty_cache, resize_ring
+
+IDLE = -1
+NOT_WAITING = np.iinfo(np.int32).max
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Requests:
+    """The queue: Q entries, each one prompt of at most P tokens that wants G samples.
+
+    Everything here is traced: new lengths, sampling parameters or stop ids never recompile.
+    """
+
+    ticket: Int[Array, "Q"]  # entries are admitted in this order; NOT_WAITING once admitted, or empty
+    tokens: Int[Array, "Q P"]
+    length: Int[Array, "Q"]
+    max_new_tokens: Int[Array, "Q"]
+    stop_ids: Int[Array, "Q E"]  # padded with -1
+    seed: UInt32[Array, "Q"]
+    index: Int[Array, "Q"]  # the prompt's identity in the random stream
+    temperature: Float[Array, "Q"]
+    top_p: Float[Array, "Q"]
+    top_k: Int[Array, "Q"]
+    min_p: Float[Array, "Q"]
+
+    @staticmethod
+    def empty(entries: int, prompt_length: int, stop_ids: int = 8) -> "Requests":
+        whole = np.zeros(entries, np.int32)
+        return Requests(
+            ticket=np.full(entries, NOT_WAITING, np.int32),
+            tokens=np.zeros((entries, prompt_length), np.int32),
+            length=whole + 1,
+            max_new_tokens=whole + 1,
+            stop_ids=np.full((entries, stop_ids), -1, np.int32),
+            seed=np.zeros(entries, np.uint32),
+            index=whole,
+            temperature=np.zeros(entries, np.float32),
+            top_p=np.ones(entries, np.float32),
+            top_k=whole,
+            min_p=np.zeros(entries, np.float32),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lanes:
+    """Prompts whose KV is in the prompt cache."""
+
+    entry: Int[Array, "lanes"]
+    next_sample: Int[Array, "lanes"]  # samples before it have a slot or are finished; G: none waits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slots:
+    """Rows of the decode batch."""
+
+    request: Int[Array, "S"]  # entry * G + sample, or IDLE
+    lane: Int[Array, "S"]
+    token: Int[Array, "S"]  # the next input
+    written: Int[Array, "S"]  # columns of the ring that are this slot's
+    route: Int[Array, "routes"]  # lane * queries_per_lane + rank -> slot, or S where nobody asks
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outputs:
+    """What was sampled, by request (entry * G + sample)."""
+
+    tokens: Int[Array, "QG R"]
+    logprobs: Float[Array, "QG R 2"]  # (untempered model, distribution drawn from)
+    length: Int[Array, "QG"]
+    finished: Int[Array, "QG"]  # RUNNING, STOPPED or CUT
+
+    RUNNING, STOPPED, CUT = 0, 1, 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Counters:
+    """Exact work done, for tests and metrics. Each is int32[1]: sharded runs hold one a data group."""
+
+    steps: Int[Array, "1"]
+    row_steps: Int[Array, "1"]  # steps x slots
+    live_row_steps: Int[Array, "1"]  # row-steps that produced a token
+    prefill_tokens: Int[Array, "1"]  # prompt positions computed, padding of the last chunk included
+
+    @staticmethod
+    def zero() -> "Counters":
+        return Counters(*(jnp.zeros(1, jnp.int32) for _ in range(4)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EngineState:
+    requests: Requests
+    lanes: Lanes
+    slots: Slots
+    outputs: Outputs
+    counters: Counters
+    cursor: Int[Array, "1"]  # next column of the ring
+    prompts: KVCache  # [lanes, K, P, H] a layer
+    responses: KVCache  # [S, K, C, H] a layer
+
+    @property
+    def columns(self) -> int:
+        return self.responses[0].key.shape[2]
+
+    @property
+    def group_size(self) -> int:
+        return self.outputs.length.shape[0] // self.requests.length.shape[0]
+
+
+def queries_per_lane(slots: int, group_size: int) -> int:
+    """How many slots can ask one lane at a time: a whole group, or all slots if they are fewer."""
+    return min(slots, group_size)
+
+
+def init_state(
+    config: ModelConfig,
+    requests: Requests,
+    *,
+    group_size: int,
+    slots: int,
+    lanes: int,
+    columns: int,
+    max_new_tokens: int,
+    dtype: jnp.dtype,
+) -> EngineState:
+    """Nothing admitted yet. With G = 1, `lanes` must equal `slots`: each slot then owns its lane."""
+    if group_size == 1 and lanes != slots:
+        raise ValueError(f"with one sample a prompt every slot has its lane: {lanes=} != {slots=}")
+    entries, prompt_length = requests.tokens.shape
+    whole = lambda n, fill=0: jnp.full(n, fill, jnp.int32)  # noqa: E731
+    return EngineState(
+        requests=jax.tree.map(jnp.asarray, requests),
+        lanes=Lanes(entry=whole(lanes), next_sample=whole(lanes, group_size)),
+        slots=Slots(
+            request=whole(slots, IDLE),
+            lane=whole(slots),
+            token=whole(slots),
+            written=whole(slots),
+            route=whole(lanes * queries_per_lane(slots, group_size), slots),
+        ),
+        outputs=Outputs(
+            tokens=whole((entries * group_size, max_new_tokens)),
+            logprobs=jnp.zeros((entries * group_size, max_new_tokens, 2), jnp.float32),
+            length=whole(entries * group_size),
+            finished=whole(entries * group_size),
+        ),
+        counters=Counters.zero(),
+        cursor=whole(1),
+        prompts=empty_cache(config, lanes, prompt_length, dtype),
+        responses=empty_cache(config, slots, columns, dtype),
+    )
+
+
+def grow(state: EngineState, columns: int) -> EngineState:
+    """The same state with a longer ring."""
+    everyone = jnp.arange(state.slots.request.shape[0])
+    responses, cursor = resize_ring(state.responses, state.cursor[0], columns, everyone)
+    return replace(state, responses=responses, cursor=cursor[None])
+
+
+def compact(state: EngineState, *, slots: int, columns: int) -> EngineState:
+    """The live slots and their lanes alone, once nothing waits: a smaller batch for the stragglers.
+
+    `slots` must be at least the number of live slots, `columns` at least the longest response so far.
+    """
+    G = state.group_size
+    order = jnp.argsort(state.slots.request < 0, stable=True)[:slots]
+    live = state.slots.request[order] >= 0
+    if G == 1:  # slot i keeps lane i
+        lanes, lane_of_slot = order, jnp.arange(slots)
+    else:
+        used = jnp.zeros(state.lanes.entry.shape[0], bool)
+        used = used.at[jnp.where(live, state.slots.lane[order], len(used))].set(True, mode="drop")
+        lanes = jnp.argsort(~used, stable=True)[:slots]
+        lane_of_slot = jnp.argsort(jnp.argsort(~used, stable=True))[state.slots.lane[order]]
+        lane_of_slot = jnp.where(live, lane_of_slot, 0)
+    responses, cursor = resize_ring(state.responses, state.cursor[0], columns, order)
+    compacted = Slots(
+        request=state.slots.request[order],
+        lane=lane_of_slot.astype(jnp.int32),
+        token=state.slots.token[order],
+        written=state.slots.written[order],
+        route=jnp.zeros(0, jnp.int32),
+    )
+    return replace(
+        state,
+        lanes=jax.tree.map(lambda x: x[lanes], state.lanes),
+        slots=replace(compacted, route=routes(compacted, len(lanes), G)),
+        cursor=cursor[None],
+        prompts=tuple(LayerCache(x.key[lanes], x.value[lanes]) for x in state.prompts),
+        responses=responses,
+    )
+
+
+def slot_of_query(slots: Slots, group_size: int) -> Int[Array, "S"]:
+    """Where each slot's query stands among the queries of all lanes."""
+    S = slots.request.shape[0]
+    per_lane = queries_per_lane(S, group_size)
+    rank = slots.request % group_size if group_size <= S else jnp.arange(S)
+    return slots.lane * per_lane + rank
+
+
+def routes(slots: Slots, lanes: int, group_size: int) -> Int[Array, "routes"]:
+    """The inverse of `slot_of_query`: which slot asks each (lane, rank); S where nobody does."""
+    S = slots.request.shape[0]
+    total = lanes * queries_per_lane(S, group_size)
+    at = jnp.where(slots.request >= 0, slot_of_query(slots, group_size), total)
+    return jnp.full(total, S, jnp.int32).at[at].set(jnp.arange(S, dtype=jnp.int32), mode="drop")
