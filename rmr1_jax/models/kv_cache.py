@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
@@ -26,7 +27,7 @@ class LayerCache(NamedTuple):
 KVCache = tuple[LayerCache, ...]
 
 
-def empty_cache(config: ModelConfig, rows: int, columns: int, dtype: jnp.dtype) -> KVCache:
+def empty_cache(config: ModelConfig, rows: int, columns: int, dtype: DTypeLike) -> KVCache:
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
     return tuple(
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -54,9 +55,7 @@ def read_row(cache: LayerCache, row: Int[Array, ""]) -> LayerCache:
     return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in cache))
 
 
-def ring_mask(
-    cursor: Int[Array, ""], lengths: Int[Array, "S"], columns: int
-) -> Bool[Array, "S C"]:
+def ring_mask(cursor: Int[Array, ""], lengths: Int[Array, "S"], columns: int) -> Bool[Array, "S C"]:
     """Columns of a ring that hold the last `lengths` tokens of each slot, the newest at `cursor`."""
     age = (cursor - jnp.arange(columns)) % columns
     return age[None, :] < lengths[:, None]

@@ -5,13 +5,15 @@ Decoding takes the same `Block` apart layer by layer (`unstack_layers`). What a 
 the caller's: `attend(query, key, value)` may read and write any cache.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
@@ -26,32 +28,36 @@ Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
 
 
 class Projection(nnx.Module):
-    """`einsum(x, kernel) + bias`, in the dtype of x; the kernel may be stored in another."""
+    """A linear map from some named axes to others, in the dtype of x; stored in another, perhaps.
+
+    The kernel keeps its heads apart ([D, N, H]) for sharding, and multiplies as one plain matrix:
+    contracting two axes at once makes XLA transpose the kernel at every call.
+    """
 
     def __init__(
         self,
-        equation: str,
-        shape: dict[str, int],
+        inputs: dict[str, int],
+        outputs: dict[str, int],
         *,
-        fan_in: int,
-        bias: dict[str, int] | None = None,
+        bias: bool = False,
         rngs: nnx.Rngs,
-        param_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
         layers: int | None,
     ):
-        self.equation = equation
+        fan_in = math.prod(inputs.values())
+        common = (rngs, param_dtype, layers)
+        self.inputs, self.outputs = len(inputs), tuple(outputs.values())
         self.kernel = parameter(
-            nnx.initializers.normal(fan_in**-0.5), shape, rngs, param_dtype, layers
+            nnx.initializers.normal(fan_in**-0.5), {**inputs, **outputs}, *common
         )
-        self.bias = (
-            parameter(nnx.initializers.zeros_init(), bias, rngs, param_dtype, layers)
-            if bias
-            else None
-        )
+        self.bias = parameter(nnx.initializers.zeros_init(), outputs, *common) if bias else None
 
-    def __call__(self, x: Array) -> Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.einsum(self.equation, x, kernel, precision=matmul_precision(x.dtype))
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        B, T = x.shape[:2]
+        kernel = self.kernel[...].astype(x.dtype).reshape(-1, math.prod(self.outputs))
+        precision = matmul_precision(x.dtype)
+        y = jnp.matmul(x.reshape(B, T, -1), kernel, precision=precision)
+        y = y.reshape(B, T, *self.outputs)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -65,7 +71,7 @@ class RMSNorm(nnx.Module):
         epsilon: float,
         *,
         rngs: nnx.Rngs,
-        param_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
         layers: int | None,
     ):
         self.epsilon = epsilon
@@ -83,29 +89,15 @@ class Attention(nnx.Module):
     """Grouped-query attention with rotary positions; optional q/k norms (Qwen3) and biases."""
 
     def __init__(self, c: ModelConfig, **common: Any):
-        D, N, K, H = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
-        q, kv = {"heads": N, "head_dim": H}, {"kv_heads": K, "head_dim": H}
-
-        def head_projection(heads: dict[str, int]) -> Projection:
-            return Projection(
-                "btd,dnh->btnh",
-                {"embed": D, **heads},
-                fan_in=D,
-                bias=heads if c.qkv_bias else None,
-                **common,
-            )
-
-        self.query, self.key, self.value = (head_projection(h) for h in (q, kv, kv))
-        self.output = Projection(
-            "btnh,nhd->btd",
-            {**q, "embed": D},
-            fan_in=N * H,
-            bias={"embed": D} if c.output_bias else None,
-            **common,
-        )
+        D, H = {"embed": c.hidden_size}, {"head_dim": c.head_dim}
+        q, kv = {"heads": c.num_heads, **H}, {"kv_heads": c.num_kv_heads, **H}
+        self.query = Projection(D, q, bias=c.qkv_bias, **common)
+        self.key = Projection(D, kv, bias=c.qkv_bias, **common)
+        self.value = Projection(D, kv, bias=c.qkv_bias, **common)
+        self.output = Projection(q, D, bias=c.output_bias, **common)
         if c.qk_norm:
-            self.query_norm = RMSNorm("head_dim", H, c.rms_norm_eps, **common)
-            self.key_norm = RMSNorm("head_dim", H, c.rms_norm_eps, **common)
+            self.query_norm = RMSNorm("head_dim", c.head_dim, c.rms_norm_eps, **common)
+            self.key_norm = RMSNorm("head_dim", c.head_dim, c.rms_norm_eps, **common)
         self.qk_norm = c.qk_norm
 
     def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> Array:
@@ -119,13 +111,10 @@ class MLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, c: ModelConfig, **common: Any):
-        D, F = c.hidden_size, c.intermediate_size
-        wide, narrow = ({"mlp": F}, {"embed": D}) if c.mlp_bias else (None, None)
-        self.gate = Projection("btd,df->btf", {"embed": D, "mlp": F}, fan_in=D, bias=wide, **common)
-        self.up = Projection("btd,df->btf", {"embed": D, "mlp": F}, fan_in=D, bias=wide, **common)
-        self.down = Projection(
-            "btf,fd->btd", {"mlp": F, "embed": D}, fan_in=F, bias=narrow, **common
-        )
+        D, F = {"embed": c.hidden_size}, {"mlp": c.intermediate_size}
+        self.gate = Projection(D, F, bias=c.mlp_bias, **common)
+        self.up = Projection(D, F, bias=c.mlp_bias, **common)
+        self.down = Projection(F, D, bias=c.mlp_bias, **common)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -148,7 +137,7 @@ class Block(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings, [V, D]."""
 
-    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype):
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
         shape = {"vocab": c.vocab_size, "embed": c.hidden_size}
         self.embedding = parameter(
             nnx.initializers.normal(c.hidden_size**-0.5), shape, rngs, param_dtype, None
@@ -169,11 +158,11 @@ class Transformer(nnx.Module):
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype = jnp.bfloat16,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.bfloat16,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = {"rngs": rngs, "param_dtype": param_dtype}
+        common: dict[str, Any] = {"rngs": rngs, "param_dtype": param_dtype}
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.embed = Embedding(config, **common)
         self.layers = Block(config, layers=config.num_layers, **common)
@@ -181,13 +170,8 @@ class Transformer(nnx.Module):
             "embed", config.hidden_size, config.rms_norm_eps, layers=None, **common
         )
         if not config.tie_embeddings:
-            self.lm_head = Projection(
-                "btd,dv->btv",
-                {"embed": config.hidden_size, "vocab": config.vocab_size},
-                fan_in=config.hidden_size,
-                layers=None,
-                **common,
-            )
+            D, V = {"embed": config.hidden_size}, {"vocab": config.vocab_size}
+            self.lm_head = Projection(D, V, layers=None, **common)
 
     def __call__(
         self,
@@ -236,10 +220,10 @@ def parameter(
     initializer: nnx.Initializer,
     shape: dict[str, int],
     rngs: nnx.Rngs,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     layers: int | None,
 ) -> nnx.Param:
-    """A parameter that carries the logical name of each of its axes (`parallel/rules.py` maps them)."""
+    """A parameter that carries the logical names of its axes (`parallel/rules.py` maps them)."""
     axes = tuple(shape) if layers is None else ("layers", *shape)
     sizes = tuple(shape.values()) if layers is None else (layers, *shape.values())
     return nnx.Param(initializer(rngs.params(), sizes, dtype), logical_axes=axes)
@@ -253,7 +237,7 @@ def rope_angles(config: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
 
 
 def apply_rope(x: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (i, i + H/2) of each head, in fp32 (the Hugging Face 'rotate half' order)."""
+    """Rotate the pairs (i, i + H/2) of each head, in fp32: Hugging Face's 'rotate half'."""
     cosine, sine = (angle[:, :, None, :] for angle in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cosine - second * sine, second * cosine + first * sine)
@@ -261,7 +245,7 @@ def apply_rope(x: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"
 
 
 def abstract_model(
-    config: ModelConfig, *, dtype: jnp.dtype = jnp.bfloat16, param_dtype: jnp.dtype = jnp.float32
+    config: ModelConfig, *, dtype: DTypeLike = jnp.bfloat16, param_dtype: DTypeLike = jnp.float32
 ) -> Transformer:
     """A `Transformer` whose parameters are shapes only: nothing is allocated."""
     return nnx.eval_shape(
@@ -280,12 +264,12 @@ def logical_axes(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(named)
 
 
-def parameter_shapes(config: ModelConfig, param_dtype: jnp.dtype = jnp.float32) -> Params:
+def parameter_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` at each leaf."""
     return nnx.to_pure_dict(nnx.state(abstract_model(config, param_dtype=param_dtype), nnx.Param))
 
 
-def with_params(config: ModelConfig, params: Params, *, dtype: jnp.dtype) -> Transformer:
+def with_params(config: ModelConfig, params: Params, *, dtype: DTypeLike) -> Transformer:
     """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers)."""
     graph, state = nnx.split(abstract_model(config, dtype=dtype))
     nnx.replace_by_pure_dict(state, params)
@@ -293,7 +277,7 @@ def with_params(config: ModelConfig, params: Params, *, dtype: jnp.dtype) -> Tra
 
 
 def random_params(
-    config: ModelConfig, seed: int = 0, param_dtype: jnp.dtype = jnp.float32
+    config: ModelConfig, seed: int = 0, param_dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Random initial weights as a nested dict."""
     model = Transformer(config, param_dtype=param_dtype, rngs=nnx.Rngs(seed))
@@ -306,8 +290,8 @@ def forward(
     tokens: Int[Array, "B T"],
     *,
     positions: Int[Array, "B T"] | None = None,
-    segment_ids: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
-    dtype: jnp.dtype = jnp.bfloat16,
+    segment_ids: Int[Array, "B T"] | None = None,
+    dtype: DTypeLike = jnp.bfloat16,
 ) -> Float[Array, "B T V"]:
     """fp32 logits of every position: `with_params` and call, for those who want no module."""
     model = with_params(config, params, dtype=dtype)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 # Finite, so that a place whose keys are all masked merges with weight exp(-1e30 - max) = 0, not NaN.
@@ -66,10 +67,13 @@ def merge(*parts: PartialAttention) -> Float[Array, "B T N H"]:
     """One softmax over the keys of all parts (the log-sum-exp merge)."""
     if len(parts) == 1:
         return parts[0].weighted_values / parts[0].total[..., None]
-    maximum = jnp.max(jnp.stack([p.maximum for p in parts]), axis=0)
-    scales = [jnp.exp(p.maximum - maximum) for p in parts]
-    weighted = sum(p.weighted_values * s[..., None] for p, s in zip(parts, scales, strict=True))
-    total = sum(p.total * s for p, s in zip(parts, scales, strict=True))
+    maximum = jnp.max(jnp.stack([part.maximum for part in parts]), axis=0)
+    weighted = jnp.zeros_like(parts[0].weighted_values)
+    total = jnp.zeros_like(maximum)
+    for part in parts:
+        scale = jnp.exp(part.maximum - maximum)
+        weighted += part.weighted_values * scale[..., None]
+        total += part.total * scale
     return weighted / total[..., None]
 
 
@@ -83,6 +87,6 @@ def attention(
     return merge(partial_attention(query, key, value, mask)).astype(query.dtype)
 
 
-def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """fp32 means fp32: accelerators would otherwise multiply fp32 operands in bf16 or tf32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -1,13 +1,13 @@
 """Sampling inside the graph: slots that refill themselves, prompts that are computed once.
 
-`run` is one `while_loop`. Its body admits waiting prompts into free lanes (prefill, in chunks, so a
-short prompt costs what it is long), gives free slots to waiting samples, and decodes until a slot can
-be refilled. No program boundary, no host and no conditional stands inside the decode loop, and the
-caches are updated in place.
+`run` is one `while_loop`. Its body admits waiting prompts into free lanes (prefill, in chunks, so
+a short prompt costs what it is long), gives free slots to waiting samples, and decodes until a slot
+can be refilled. No program boundary, no host and no conditional on a cache stands inside the decode
+loop, and the caches are updated in place.
 
 A slot's first input is the last token of its prompt, so prefill needs no output head and the first
-token is sampled like every other. Each step, the queries go to the prompts rather than the prompts to
-the queries: they are gathered by lane, so a shared prompt is read once however many samples ask it.
+token is sampled like every other. Each step, the queries go to the prompts rather than the prompts
+to the queries: they are gathered by lane, so a shared prompt is read once however many samples ask.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.kv_cache import LayerCache, read_row, ring_mask, write
+from rmr1_jax.models.kv_cache import KVCache, LayerCache, read_row, ring_mask, write
 from rmr1_jax.models.transformer import (
     Params,
     Transformer,
@@ -35,7 +36,7 @@ from rmr1_jax.sampling.state import (
     EngineState,
     Outputs,
     Slots,
-    grow,
+    resize,
     routes,
     slot_of_query,
 )
@@ -43,7 +44,7 @@ from rmr1_jax.sampling.state import (
 PREFILL_CHUNK = 256
 
 
-def unstack_layers(config: ModelConfig, params: Params, dtype: jnp.dtype) -> Params:
+def unstack_layers(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
     """Weights as decoding wants them: in the compute dtype, and a tuple of layers, not a stack.
 
     A scanned stack would be sliced, and a scanned cache copied, at every step.
@@ -60,14 +61,14 @@ def run(
     config: ModelConfig,
     weights: Params,
     state: EngineState,
-    *,
     max_steps: Int[Array, ""] | int,
     drained_slots: Int[Array, ""] | int = 0,
 ) -> EngineState:
     """Admit, prefill and decode until nothing is left to do.
 
-    It also stops when a live response has filled the ring (`grow` it and go on), after `max_steps`
-    decode steps, or when nothing waits and no more than `drained_slots` slots are live (`compact`).
+    It also stops when a live response has filled the ring (`resize` it and go on), after
+    `max_steps` decode steps, or when nothing waits and no more than `drained_slots` slots are live
+    (`compact`).
 
     Args:
       config: the model's.
@@ -108,7 +109,7 @@ def generate(
     """
     for columns in ring_sizes:
         if columns != state.columns:
-            state = grow(state, columns)
+            state = resize(state, columns=columns)
         state = run(config, weights, state, max_steps=jnp.iinfo(jnp.int32).max // 2)
     return state
 
@@ -163,7 +164,7 @@ def _free_lanes(state: EngineState) -> Bool[Array, "lanes"]:
 
 
 def _wants_prompt(state: EngineState) -> Bool[Array, ""]:
-    """A slot is free for which no prefilled prompt has a sample left, and a prompt and a lane are."""
+    """A slot is free that no prefilled prompt has a sample for, and so are a prompt and a lane."""
     free_slots = jnp.sum(state.slots.request < 0)
     pending = jnp.sum(state.group_size - state.lanes.next_sample)
     waiting = jnp.any(state.requests.ticket != NOT_WAITING)
@@ -190,8 +191,8 @@ def _prefill_next(model: _Decoder, state: EngineState) -> EngineState:
     chunks = (state.requests.length[entry] - 1 + chunk - 1) // chunk
     columns = jnp.arange(width)
 
-    def prefill_chunk(index: Int[Array, ""], prompts: tuple[LayerCache, ...]):
-        # The last chunk of a prompt that fills its row is moved back, and computes some tokens again.
+    def prefill_chunk(index: Int[Array, ""], prompts: KVCache) -> KVCache:
+        # The last chunk is moved back where it would pass the end: some tokens are done again.
         start = jnp.minimum(index * chunk, width - chunk)
         tokens = jax.lax.dynamic_slice(state.requests.tokens, (entry, start), (1, chunk))
         positions = start + jnp.arange(chunk)

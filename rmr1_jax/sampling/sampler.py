@@ -100,7 +100,7 @@ def _invert_cumulative(
 def _first_above(
     weights: Float[Array, "B M"], target: Float[Array, "B"]
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
-    """Index of the first positive weight whose cumulative sum exceeds target, the sum before, the sum."""
+    """The first positive weight whose cumulative sum exceeds target, the sum before it, the sum."""
     cumulative = jnp.cumsum(weights, axis=-1)
     candidates = (cumulative > target[:, None]) & (weights > 0)
     # Rounding can leave target at the very end: then the last positive weight is meant.
@@ -127,8 +127,8 @@ def _threshold(
 ) -> Float[Array, "B 1"]:
     """The smallest t such that the weights of all values > t sum to less than `limit`.
 
-    With weights 1 and limit k that is top-k, with probabilities and limit p it is top-p. Bisects the
-    32 bits of the float, so the result is exact; the largest value always passes.
+    With weights 1 and limit k that is top-k, with probabilities and limit p it is top-p. Bisects
+    the 32 bits of the float, so the result is exact; the largest value always passes.
     """
     ordered = _ordered_bits(values)
     high = ordered.max(-1)

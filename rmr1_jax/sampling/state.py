@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.kv_cache import KVCache, LayerCache, empty_cache, resize_ring
 
 IDLE = -1
-NOT_WAITING = np.iinfo(np.int32).max
+NOT_WAITING = jnp.iinfo(jnp.int32).max
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +22,7 @@ class Requests:
     Everything here is traced: new lengths, sampling parameters or stop ids never recompile.
     """
 
-    ticket: Int[Array, "Q"]  # entries are admitted in this order; NOT_WAITING once admitted, or empty
+    ticket: Int[Array, "Q"]  # entries are admitted in this order; else NOT_WAITING
     tokens: Int[Array, "Q P"]
     length: Int[Array, "Q"]
     max_new_tokens: Int[Array, "Q"]
@@ -36,19 +36,21 @@ class Requests:
 
     @staticmethod
     def empty(entries: int, prompt_length: int, stop_ids: int = 8) -> "Requests":
-        whole = np.zeros(entries, np.int32)
+        def fill(value: float, dtype: DTypeLike = jnp.int32, *shape: int) -> Array:
+            return jnp.full((entries, *shape), value, dtype)
+
         return Requests(
-            ticket=np.full(entries, NOT_WAITING, np.int32),
-            tokens=np.zeros((entries, prompt_length), np.int32),
-            length=whole + 1,
-            max_new_tokens=whole + 1,
-            stop_ids=np.full((entries, stop_ids), -1, np.int32),
-            seed=np.zeros(entries, np.uint32),
-            index=whole,
-            temperature=np.zeros(entries, np.float32),
-            top_p=np.ones(entries, np.float32),
-            top_k=whole,
-            min_p=np.zeros(entries, np.float32),
+            ticket=fill(NOT_WAITING),
+            tokens=fill(0, jnp.int32, prompt_length),
+            length=fill(1),
+            max_new_tokens=fill(1),
+            stop_ids=fill(-1, jnp.int32, stop_ids),
+            seed=fill(0, jnp.uint32),
+            index=fill(0),
+            temperature=fill(0, jnp.float32),
+            top_p=fill(1, jnp.float32),
+            top_k=fill(0),
+            min_p=fill(0, jnp.float32),
         )
 
 
@@ -89,7 +91,7 @@ class Outputs:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Counters:
-    """Exact work done, for tests and metrics. Each is int32[1]: sharded runs hold one a data group."""
+    """Exact work done, for tests and metrics; a sharded run holds one of each a data group."""
 
     steps: Int[Array, "1"]
     row_steps: Int[Array, "1"]  # steps x slots
@@ -136,9 +138,9 @@ def init_state(
     lanes: int,
     columns: int,
     max_new_tokens: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> EngineState:
-    """Nothing admitted yet. With G = 1, `lanes` must equal `slots`: each slot then owns its lane."""
+    """Nothing admitted yet. With G = 1, `lanes` must equal `slots`: each slot owns its lane."""
     if group_size == 1 and lanes != slots:
         raise ValueError(f"with one sample a prompt every slot has its lane: {lanes=} != {slots=}")
     entries, prompt_length = requests.tokens.shape
@@ -166,17 +168,34 @@ def init_state(
     )
 
 
-def grow(state: EngineState, columns: int) -> EngineState:
-    """The same state with a longer ring."""
+def resize(state: EngineState, *, columns: int, width: int | None = None) -> EngineState:
+    """The same state with another ring, and prompts of another width.
+
+    Both must hold what is live: `columns` the longest response so far, `width` the longest prompt.
+    """
     everyone = jnp.arange(state.slots.request.shape[0])
     responses, cursor = resize_ring(state.responses, state.cursor[0], columns, everyone)
-    return replace(state, responses=responses, cursor=cursor[None])
+    state = replace(state, responses=responses, cursor=cursor[None])
+    old = state.requests.tokens.shape[1]
+    if width is None or width == old:
+        return state
+
+    def fit(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, max(width - old, 0))
+        return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, width, axis=axis)
+
+    return replace(
+        state,
+        requests=replace(state.requests, tokens=fit(state.requests.tokens, 1)),
+        prompts=tuple(LayerCache(fit(x.key, 2), fit(x.value, 2)) for x in state.prompts),
+    )
 
 
 def compact(state: EngineState, *, slots: int, columns: int) -> EngineState:
-    """The live slots and their lanes alone, once nothing waits: a smaller batch for the stragglers.
+    """The live slots and their lanes alone, once nothing waits: a small batch for the stragglers.
 
-    `slots` must be at least the number of live slots, `columns` at least the longest response so far.
+    `slots` must hold the live slots, `columns` the longest response so far.
     """
     G = state.group_size
     order = jnp.argsort(state.slots.request < 0, stable=True)[:slots]

@@ -1,0 +1,313 @@
+"""The Judge: a checkpoint, its tokenizer and its prompt, over the in-graph engine."""
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rmr1_jax.judging import JudgePrompt, Message, Preference, Side, load_prompt, parse
+from rmr1_jax.models.checkpoint import load_config, load_model, load_tokenizer, prompt_of
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
+from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.parallel.rules import DECODING_RULES, axis_sizes, even_rules, shardings
+from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
+from rmr1_jax.sampling.engine import unstack_layers
+
+Problem = Literal["none", "both", "truncated", "prompt_too_long"]
+
+# The assistant tag of the R1-distilled chat templates: such models get the reasoning prompt.
+R1_ASSISTANT_TAG = "<｜Assistant｜>"  # noqa: RUF001
+STREAM_STEPS = 8
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How traces are sampled. Changing any of them recompiles nothing, except a longer trace."""
+
+    max_new_tokens: int = 2048
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One trace about one preference.
+
+    `verdict` follows the published evaluation rule (brackets anywhere in the trace, spec §5.1).
+    `logprob` is the sum of the log-probabilities (nats) of the trace's tokens, its end included,
+    under the model at temperature 1.
+    """
+
+    verdict: Side | None
+    problem: Problem | None
+    type: str | None
+    rubric: str | None
+    solution: str | None
+    evaluation: str | None
+    trace: str
+    prompt_tokens: int
+    trace_tokens: int
+    finish_reason: Literal["stop", "length"] | None
+    logprob: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a `judge` call has done so far."""
+
+    tokens: int
+    running: int
+
+
+class Judge:
+    """Judges preferences. Make one with `Judge.load`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Params,
+        tokenizer: Any,
+        prompt: JudgePrompt,
+        *,
+        prompt_source: str = "given",
+        stop_ids: Sequence[int] = (),
+        mesh: Mesh | None = None,
+        slots: int = 16,
+        max_context: int | None = None,
+    ):
+        self.config, self.weights, self.tokenizer, self.mesh = config, weights, tokenizer, mesh
+        self.prompt, self.prompt_source = prompt, prompt_source
+        self.stop_ids = tuple(sorted({*stop_ids, tokenizer.eos_token_id} - {None}))
+        self.slots = slots
+        self.max_context = min(max_context or config.max_position, config.max_position)
+        self._engines: dict[tuple[int, int, int], Engine] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        prompt: str | None = None,
+        mesh: str = "",
+        dtype: str = "",
+        slots: int | None = None,
+        max_context: int | None = None,
+    ) -> "Judge":
+        """Read a Hugging Face directory, a converted (Orbax) directory or a GGUF file.
+
+        Args:
+          path: the checkpoint.
+          prompt: "chain_of_rubrics", "reasoning" or a file (`judging.load_prompt`); by default what
+            the checkpoint's config names, else what its chat template tells.
+          mesh: for example "data=2,tensor=4"; by default all devices split the slots.
+          dtype: compute dtype; by default float32 on CPU, bfloat16 elsewhere.
+          slots: traces written at a time; by default 16 on CPU, 64 elsewhere.
+          max_context: longest prompt and trace, in tokens; by default the model's.
+        """
+        path, on_cpu = Path(path), jax.default_backend() == "cpu"
+        config = load_config(path)
+        tokenizer, stop_ids = load_tokenizer(path)
+        judge_prompt, source = choose_prompt(prompt, prompt_of(path), tokenizer)
+        device_mesh, placement = _placement(config, mesh)
+        compute = jnp.dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+        _, params = load_model(path, dtype=compute.name, shardings=placement)
+        weights = jax.jit(partial(unstack_layers, config, dtype=compute))(params)
+        return cls(
+            config,
+            weights,
+            tokenizer,
+            judge_prompt,
+            prompt_source=source,
+            stop_ids=stop_ids,
+            mesh=device_mesh,
+            slots=slots or (16 if on_cpu else 64),
+            max_context=max_context,
+        )
+
+    def judge(
+        self,
+        preferences: Iterable[Preference],
+        options: SamplingOptions = SamplingOptions(),
+        *,
+        samples: int = 1,
+        first_index: int = 0,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[tuple[int, list[Judgement]]]:
+        """Yield (position, one `Judgement` a sample) in the order in which they are finished.
+
+        Args:
+          preferences: consumed lazily.
+          options: how to sample.
+          samples: traces for each preference; the prompt is computed once for all of them.
+          first_index: position of the first preference in the random stream.
+          on_progress: called every few dozen steps.
+        """
+        engine = self._engine(samples, self.slots, 64)
+        lengths: dict[int, tuple[int, int]] = {}  # request -> (position, prompt tokens)
+        too_long: list[tuple[int, int]] = []
+        sent = itertools.count()
+
+        def requests() -> Iterator[Request]:
+            for position, preference in enumerate(preferences):
+                tokens = self.prompt_tokens(preference)
+                if len(tokens) >= self.max_context:
+                    too_long.append((position, len(tokens)))
+                    continue
+                lengths[next(sent)] = position, len(tokens)
+                yield self._request(tokens, options, first_index + position)
+
+        def refused() -> Iterator[tuple[int, list[Judgement]]]:
+            while too_long:
+                position, prompt_tokens = too_long.pop()
+                yield position, [_too_long(prompt_tokens)] * samples
+
+        def report(work: Work) -> None:
+            if on_progress:
+                on_progress(Progress(work.live_row_steps, work.running))
+
+        longest = min(options.max_new_tokens, self.max_context)
+        for number, responses in engine.generate(
+            requests(), max_new_tokens=longest, after_chunk=report
+        ):
+            position, prompt_tokens = lengths.pop(number)
+            yield position, [self._judgement(s, prompt_tokens) for s in responses]
+            yield from refused()
+        yield from refused()
+
+    def stream(
+        self, preference: Preference, options: SamplingOptions = SamplingOptions()
+    ) -> Generator[str, None, Judgement]:
+        """Yield the trace as it is written, in pieces; the generator returns the `Judgement`."""
+        tokens = self.prompt_tokens(preference)
+        if len(tokens) >= self.max_context:
+            return _too_long(len(tokens))
+        shown = 0
+        for sample in self._engine(1, 1, STREAM_STEPS).stream(self._request(tokens, options, 0)):
+            text = self._text(sample.tokens)
+            # A character whose bytes are not all there yet reads as U+FFFD: wait for the rest.
+            if sample.finish_reason is None:
+                text = text.rstrip("\ufffd")
+            yield text[shown:]
+            shown = max(shown, len(text))
+        return self._judgement(sample, len(tokens))
+
+    def compare(self, question: str, a: str, b: str, **options: Any) -> Judgement:
+        """Judge one pair; `options` are those of `SamplingOptions`."""
+        preference = Preference("pair", (Message("user", question),), a, b, None)
+        [(_, [judgement])] = self.judge([preference], SamplingOptions(**options))
+        return judgement
+
+    def prompt_tokens(self, preference: Preference) -> list[int]:
+        """The token ids of the whole prompt, in the model's chat template."""
+        text = self.tokenizer.apply_chat_template(
+            self.prompt.messages(preference), tokenize=False, add_generation_prompt=True
+        )
+        # The template has written the special tokens; adding them again would double the BOS.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _request(self, tokens: list[int], options: SamplingOptions, index: int) -> Request:
+        return Request(
+            tokens=tokens,
+            max_new_tokens=min(options.max_new_tokens, self.max_context - len(tokens)),
+            stop_ids=self.stop_ids,
+            seed=options.seed,
+            index=index,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+        )
+
+    def _engine(self, samples: int, slots: int, chunk_steps: int) -> Engine:
+        key = samples, slots, chunk_steps
+        if key not in self._engines:
+            self._engines[key] = Engine(
+                self.config,
+                self.weights,
+                slots=slots,
+                group_size=samples,
+                mesh=self.mesh,
+                chunk_steps=chunk_steps,
+            )
+        return self._engines[key]
+
+    def _text(self, tokens: np.ndarray) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _judgement(self, sample: Sample, prompt_tokens: int) -> Judgement:
+        trace = self._text(sample.tokens)
+        verdict = parse(trace, "evaluation")
+        problem: Problem | None = verdict.problem
+        if problem == "none" and sample.finish_reason == "length":
+            problem = "truncated"
+        return Judgement(
+            verdict=verdict.verdict,
+            problem=problem,
+            type=verdict.type,
+            rubric=verdict.rubric,
+            solution=verdict.solution,
+            evaluation=verdict.evaluation,
+            trace=trace,
+            prompt_tokens=prompt_tokens,
+            trace_tokens=len(sample.tokens),
+            finish_reason=sample.finish_reason,
+            logprob=float(sample.logprobs.sum()),
+        )
+
+
+def choose_prompt(
+    given: str | None, from_checkpoint: str | None, tokenizer: Any
+) -> tuple[JudgePrompt, str]:
+    """The prompt, and why: what the user gave, what the checkpoint's config names, its template.
+
+    Never the checkpoint's path: the original chose by a substring of it, and judged a renamed
+    checkpoint with the wrong prompt (spec §8.1, 10).
+    """
+    if given:
+        return load_prompt(given), "given by --prompt"
+    if from_checkpoint:
+        return load_prompt(from_checkpoint), "named by the checkpoint's config"
+    if R1_ASSISTANT_TAG in (tokenizer.chat_template or ""):
+        return load_prompt("reasoning"), "the chat template is that of R1-distilled models"
+    return load_prompt("chain_of_rubrics"), "the default for instruct models"
+
+
+def _placement(config: ModelConfig, mesh: str) -> tuple[Mesh | None, Any]:
+    """The device mesh and the shardings of the parameters; None and None on a single device."""
+    axes, shapes = logical_axes(config), parameter_shapes(config)
+    sizes = axis_sizes(axes, shapes)
+    shape = check_mesh(
+        parse_mesh(mesh), num_devices=jax.device_count(), sizes=sizes, rules=DECODING_RULES
+    )
+    if jax.device_count() == 1:
+        return None, None
+    device_mesh = make_mesh(shape)
+    rules = even_rules(DECODING_RULES, sizes, device_mesh.shape)
+    return device_mesh, shardings(axes, device_mesh, rules)
+
+
+def _too_long(prompt_tokens: int) -> Judgement:
+    return Judgement(
+        verdict=None,
+        problem="prompt_too_long",
+        type=None,
+        rubric=None,
+        solution=None,
+        evaluation=None,
+        trace="",
+        prompt_tokens=prompt_tokens,
+        trace_tokens=0,
+        finish_reason=None,
+        logprob=None,
+    )
