@@ -4,5 +4,5 @@
 class UserError(ValueError):
     """Something the user can mend: says what is wrong, where, and how to mend it.
 
-    `rmr1_jax.main` prints the message without a traceback (unless `--debug`) and exits with status 2.
+    `rmr1_jax.main` prints the message, without a traceback unless `--debug`, and exits with 2.
     """

@@ -1,8 +1,8 @@
 """Keys and values of decoding, one pair of arrays a layer, updated in place.
 
 Prompts and responses lie apart. A prompt is stored once for the whole group that answers it (a
-*lane*). Responses lie in a ring of columns that all slots write at one shared cursor: a slot that is
-refilled starts wherever the cursor stands, its first token is simply its oldest column. So every
+*lane*). Responses lie in a ring of columns that all slots write at one shared cursor: a slot that
+is refilled starts wherever the cursor stands, its first token is simply its oldest column. So every
 step writes one uniform column (a dynamic-update-slice in place, no scatter), and any slot can be
 refilled at any time.
 """
@@ -56,7 +56,7 @@ def read_row(cache: LayerCache, row: Int[Array, ""]) -> LayerCache:
 
 
 def ring_mask(cursor: Int[Array, ""], lengths: Int[Array, "S"], columns: int) -> Bool[Array, "S C"]:
-    """Columns of a ring that hold the last `lengths` tokens of each slot, the newest at `cursor`."""
+    """Columns that hold the last `lengths` tokens of each slot, the newest at `cursor`."""
     age = (cursor - jnp.arange(columns)) % columns
     return age[None, :] < lengths[:, None]
 

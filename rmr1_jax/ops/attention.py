@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-# Finite, so that a place whose keys are all masked merges with weight exp(-1e30 - max) = 0, not NaN.
+# Finite, so that a part whose keys are all masked merges with weight exp(-1e30 - max) = 0, no NaN.
 MASKED = -1e30
 
 
@@ -83,7 +83,7 @@ def attention(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention in fp32, returned in the dtype of `query`. A query needs one unmasked key."""
+    """Softmax attention in fp32, in the dtype of `query`. Each query needs an unmasked key."""
     return merge(partial_attention(query, key, value, mask)).astype(query.dtype)
 
 

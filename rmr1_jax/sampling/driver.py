@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
@@ -92,9 +91,14 @@ def ring_size(length: int) -> int:
 
 
 def prompt_width(length: int) -> int:
-    """The smallest of 128 * {1, 2, 3, 4, 6, 8, 12, ...} that holds `length`: every slot reads it."""
+    """The smallest of 128 * {1, 2, 3, 4, 6, 8, 12, ...} that holds `length`."""
     size = ring_size(length)
     return size * 3 // 4 if size > 256 and length <= size * 3 // 4 else size
+
+
+def few(slots: int) -> int:
+    """With no more live slots than this, a smaller batch is worth a program of its own."""
+    return max(slots // 4, 1) if slots > 1 else 0
 
 
 class Engine:
@@ -179,8 +183,8 @@ class Engine:
             width = max(width, table.width)
         slots = live.shape[1]
         if table.exhausted and not table.waiting:
-            while slots > 1 and most_live <= slots // 4:
-                slots //= 4
+            while slots > 1 and most_live <= few(slots):
+                slots = few(slots)
         state = table.state
         if slots != live.shape[1]:
             state = self._reshaped(compact, slots=slots, columns=columns)(state)
@@ -190,10 +194,10 @@ class Engine:
         return state
 
     def _drained_slots(self, table: "_Table", state: EngineState) -> int:
-        """Return when a quarter of the slots is live; or when one is free, if more may come."""
+        """Return when few slots are live; or when one is free, if more requests may come."""
         slots = state.slots.request.shape[0] // self.groups
         if table.exhausted:
-            return slots // 4
+            return few(slots)
         return slots - 1 if table.waiting else 0  # 0: the queue is full of unfinished groups
 
     def _count(self, table: "_Table") -> None:
@@ -232,9 +236,10 @@ class Engine:
         return mapped
 
     def place(self, tree: Any) -> Any:
-        """Host arrays onto the devices, their leading axis split over the data groups."""
+        """Arrays onto the devices of the weights, their leading axis split over the data groups."""
         if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+            # Committed, as what `run` returns is: or its second call would be lowered again.
+            return jax.device_put(tree, self.weights["embed"]["embedding"].sharding)
         return jax.device_put(tree, NamedSharding(self.mesh, Spec(("data", "fsdp"))))
 
     def new_state(self, entries: int, width: int, max_new_tokens: int, slots: int) -> EngineState:

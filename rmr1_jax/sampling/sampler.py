@@ -131,8 +131,7 @@ def _threshold(
     the 32 bits of the float, so the result is exact; the largest value always passes.
     """
     ordered = _ordered_bits(values)
-    high = ordered.max(-1)
-    low = jnp.full_like(high, jnp.iinfo(jnp.int32).min)
+    low, high = ordered.min(-1), ordered.max(-1)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

@@ -1,0 +1,128 @@
+"""The command line, `python -m rmr1_jax.main --stage=STAGE [--config=RECIPE] [--field=value]`."""
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmr1_jax.config import STAGES, nearest, parse_config, take_option
+from rmr1_jax.errors import UserError
+
+PROGRAM = "python -m rmr1_jax.main"
+CACHE_VARIABLE = "RMR1_JAX_CACHE"
+
+ADVICE = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some of your quota and run the same command again",
+    errno.EACCES: "choose another path, or get the permission",
+    errno.EPERM: "choose another path, or get the permission",
+    errno.EROFS: "choose a path on a disk that can be written",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage and return the exit status: the stage's own, 2 for a UserError, 130 for ^C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        try:
+            return run_stage(arguments, debug)
+        finally:
+            sys.stdout.flush()  # here, where a broken pipe is still caught
+    except UserError as error:
+        return _fail(str(error), 2, debug)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = ADVICE.get(error.errno or 0, "")
+        return _fail(f"{where}{error.strerror or error}{'; ' + advice if advice else ''}", 2, debug)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted{'; ' + str(error) if str(error) else ''}", 130, debug)
+
+
+def run_stage(arguments: Sequence[str], debug: bool) -> int:
+    stage, rest = take_option(arguments, "stage")
+    if stage is None:
+        if not rest or "--help" in rest or "-h" in rest:
+            print(help_text())
+            return 0 if rest else 2
+        raise UserError(f"say what to do: --stage={' or --stage='.join(STAGES)}")
+    if stage not in STAGES:
+        raise UserError(
+            f"--stage={stage} is unknown{nearest(stage, STAGES)} (there are {', '.join(STAGES)})"
+        )
+    config = parse_config(stage, rest)
+    if not debug:
+        quiet_libraries()
+    keep_compiled_programs()
+    # Not before now: the stages import jax, and --help should not wait for it.
+    return int(importlib.import_module(f"rmr1_jax.stages.{stage}").run(config))
+
+
+def help_text() -> str:
+    width = max(map(len, STAGES))
+    stages = "\n".join(
+        f"  --stage={name:{width}}  {' '.join((kind.__doc__ or '').split())}"
+        for name, kind in STAGES.items()
+    )
+    return f"""\
+usage: {PROGRAM} --stage=STAGE [--config=RECIPE] [--field=value ...] [--debug]
+
+{stages}
+
+  --config=RECIPE  a Python file with `config = ...Config(...)`: values for the fields
+  --field=value    one field of the stage; --stage=STAGE --help lists them
+  --debug          show the traceback of an error, and what the libraries log
+
+Compiled programs are kept in ~/.cache/rmr1_jax/xla, or where {CACHE_VARIABLE} says; if that is
+set but empty, nowhere."""
+
+
+def quiet_libraries() -> None:
+    """Keep harmless notices off the screen: absent TPU metadata, cuPTI, absent torch."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for name in ("jax", "jax._src.xla_bridge", "absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def keep_compiled_programs() -> None:
+    """Turn on jax's persistent compilation cache, so that only the first start compiles."""
+    directory = os.environ.get(CACHE_VARIABLE)
+    if directory == "" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    path = Path(directory) if directory else Path("~/.cache/rmr1_jax/xla").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"{path}: compiled programs cannot be kept here ({error.strerror}); "
+            f"set {CACHE_VARIABLE} to another directory",
+            file=sys.stderr,
+        )
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(path)
+    # Jax keeps only what took a second to compile; a start is made of many shorter ones too.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

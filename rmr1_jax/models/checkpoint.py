@@ -1,0 +1,275 @@
+"""Checkpoints of every format: recognise, load, and keep ours with Orbax (imported only here).
+
+An Orbax checkpoint of ours is a directory that explains itself: `weights/` (Orbax), `config.json`,
+`generation_config.json` and the tokenizer files as in a Hugging Face checkpoint, and a marker file.
+"""
+
+import gc
+import logging
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.config import ModelConfig, load_hf_config, read_json
+from rmr1_jax.models.directories import read_marker, replace_directory
+from rmr1_jax.models.gguf import gguf_config, load_gguf
+from rmr1_jax.models.gguf_tokenizer import write_gguf_tokenizer
+from rmr1_jax.models.huggingface import (
+    has_tokenizer,
+    load_huggingface,
+    parse_dtype,
+    report_tensors,
+    write_companions,
+)
+from rmr1_jax.models.tensors import default_sharding, flatten, nest, tensors_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Format = Literal["huggingface", "gguf", "orbax"]
+WEIGHTS = "weights"
+
+
+def recognise(path: str | Path) -> tuple[Format, Path]:
+    """The format of a checkpoint, and its directory or GGUF file. Reads no weights."""
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(
+                f"{path} is no checkpoint. Name a Hugging Face directory, an Orbax directory made "
+                "by --stage=convert, or a .gguf file."
+            )
+        return "gguf", path
+    if not path.exists():
+        raise UserError(f"{path} does not exist. Name a checkpoint directory or a .gguf file.")
+    marker = read_marker(path)
+    if marker is not None and marker.get("format") == "orbax":
+        return "orbax", path
+    files = sorted(path.glob("*.gguf"))
+    if not files or any(path.glob("*.safetensors")):
+        return "huggingface", path
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{path} holds several GGUF files ({names}). Name one of them.")
+    return "gguf", files[0]
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The config of a checkpoint of any format. Reads no weights."""
+    kind, place = recognise(path)
+    if kind == "gguf":
+        return gguf_config(place)
+    return ModelConfig.from_hf(load_hf_config(place), source=str(place / "config.json"))
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    shardings: Mapping[str, Any] | None = None,
+    on_read: Callable[[int], None] = lambda size: None,
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and parameters of a Hugging Face directory, a GGUF file or an Orbax directory.
+
+    `dtype` ("float32", "bfloat16", "float16") defaults to what is stored (GGUF: float32);
+    `shardings` is a tree of shardings that matches the parameters. Raises `UserError`.
+    """
+    kind, place = recognise(path)
+    load = {"huggingface": load_huggingface, "gguf": load_gguf, "orbax": load_weights}[kind]
+    return load(place, dtype=dtype, shardings=shardings, on_read=on_read)
+
+
+def stop_token_ids(path: str | Path) -> tuple[int, ...]:
+    """The tokens that end an answer: those of generation_config.json, else those of the config."""
+    kind, place = recognise(path)
+    file = place / "generation_config.json"
+    listed = read_json(file).get("eos_token_id") if kind != "gguf" and file.is_file() else None
+    if listed is None:
+        return load_config(path).eos_token_ids
+    return tuple(listed) if isinstance(listed, list) else (int(listed),)
+
+
+def prompt_of(path: str | Path) -> str | None:
+    """The judge prompt that the config of a checkpoint names (`ModelConfig.prompt`), if any."""
+    return load_config(path).prompt or None
+
+
+def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":
+    """The tokenizer of a checkpoint of any format, and the tokens that end an answer.
+
+    Raises `UserError` where the tokenizer files are absent or damaged.
+    """
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # about torch, which is not used
+    from transformers import AutoTokenizer
+
+    with tokenizer_directory(path) as directory:
+        if not has_tokenizer(directory):
+            raise UserError(
+                f"{path} holds no tokenizer (tokenizer.json). Copy the model's tokenizer files "
+                "there, or convert it again with --tokenizer=DIRECTORY."
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # whatever a damaged file sets off in the tokenizers library
+            raise UserError(
+                f"the tokenizer in {path} cannot be read ({error}). Download its files again."
+            ) from error
+    return tokenizer, stop_token_ids(path)
+
+
+@contextmanager
+def tokenizer_directory(path: str | Path) -> Iterator[Path]:
+    """A directory with the tokenizer files of a checkpoint: its own, or a temporary one (GGUF)."""
+    kind, place = recognise(path)
+    if kind != "gguf":
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        write_gguf_tokenizer(place, directory)
+        yield Path(directory)
+
+
+def save_weights(
+    directory: str | Path,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    tokenizer_from: str | Path | None = None,
+) -> None:
+    """Writes an Orbax checkpoint that explains itself, all or nothing.
+
+    `extra` (anything JSON) is given back by `load_extra`. Tokenizer files, chat template and
+    `generation_config.json` are copied from the directory `tokenizer_from`. Raises `UserError`
+    where `directory` holds anything but an earlier result.
+    """
+    stored = np.dtype(params["embed"]["embedding"].dtype)
+    about = {"format": "orbax", "extra": dict(extra or {})}
+    with replace_directory(Path(directory), about) as temporary:
+        write_companions(temporary, config, stored, tokenizer_from)
+        try:
+            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / WEIGHTS, dict(params))
+        except Exception as error:  # TensorStore turns every failure into a ValueError
+            # Lets go of the open files, which would come back after the directory is removed.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            raise _write_failure(error) from error
+
+
+def load_extra(directory: str | Path) -> dict[str, Any]:
+    """What `save_weights` was given as `extra`."""
+    extra: dict[str, Any] = (read_marker(Path(directory)) or {}).get("extra", {})
+    return extra
+
+
+def load_weights(
+    directory: str | Path,
+    *,
+    dtype: str | None = None,
+    shardings: Mapping[str, Any] | None = None,
+    on_read: Callable[[int], None] = lambda size: None,
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and parameters that `save_weights` wrote; arguments as for `load_model`."""
+    directory = Path(directory).absolute()
+    config = ModelConfig.from_hf(load_hf_config(directory), source=str(directory / "config.json"))
+    wanted = parse_dtype(dtype) if dtype else None
+    placed = dict(flatten(shardings)) if shardings is not None else {}
+    try:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            stored = _stored_arrays(checkpointer, directory)
+            _refuse_other_arrays(config, stored, directory)
+            target = {
+                tensor.path: jax.ShapeDtypeStruct(
+                    tensor.shape(config),
+                    wanted or stored[tensor.path].dtype,
+                    sharding=placed[tensor.path] if placed else default_sharding(),
+                )
+                for tensor in tensors_of(config)
+            }
+            leaves = dict(flatten(checkpointer.restore(directory / WEIGHTS, nest(target))))
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damaged files
+        raise UserError(
+            f"the weights in {directory} are damaged or incomplete ({_first_line(error)}). "
+            "Convert the original checkpoint again."
+        ) from error
+    on_read(sum(leaf.size for leaf in leaves.values()))
+    return config, nest({path: leaves[path] for path in target})
+
+
+def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> dict[str, Any]:
+    """What is stored, by our paths: anything with a shape and a dtype."""
+    found = checkpointer.metadata(directory / WEIGHTS)
+    if found is None or found.item_metadata is None:
+        raise UserError(
+            f"{directory} holds no weights that Orbax can read. "
+            "Convert the original checkpoint again."
+        )
+    return dict(flatten(found.item_metadata.tree))
+
+
+def _refuse_other_arrays(config: ModelConfig, stored: Mapping[str, Any], directory: Path) -> None:
+    shapes = {tensor.path: tensor.shape(config) for tensor in tensors_of(config)}
+    report_tensors(
+        f"the weights in {directory} do not fit its config.json",
+        {
+            "missing": [path for path in shapes if path not in stored],
+            "extra": [path for path in stored if path not in shapes],
+            "misshapen": [
+                f"{path} {list(stored[path].shape)} instead of {list(shape)}"
+                for path, shape in shapes.items()
+                if path in stored and tuple(stored[path].shape) != shape
+            ],
+        },
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax raises what fails; all else that it and its threads print about it is left out."""
+    absl = logging.getLogger("absl")
+    level, hook = absl.level, sys.unraisablehook
+    absl.setLevel(logging.CRITICAL)
+    sys.unraisablehook = partial(_without_abandoned, hook)
+    try:
+        yield
+        # Not after a failure: what was under way when it struck may report so at any time later.
+        sys.unraisablehook = hook
+    finally:
+        absl.setLevel(level)
+
+
+def _without_abandoned(
+    report: Callable[[Any], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    abandoned = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(abandoned):
+        report(unraisable)
+
+
+def _write_failure(error: Exception) -> Exception:
+    """The operating system's error behind one of TensorStore's, where there is one."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+        return UserError(f"the weights cannot be written ({_first_line(error)}).")
+    return OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". See full")[0][:200]

@@ -1,0 +1,228 @@
+"""GGUF files (llama.cpp) in: dequantized into the same parameters as a Hugging Face checkpoint."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
+
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.config import ARCHITECTURES, ModelConfig
+from rmr1_jax.models.huggingface import parse_dtype, report_tensors
+from rmr1_jax.models.rope import rope_frequencies
+from rmr1_jax.models.tensors import Tensor, assemble, tensors_of
+
+# Frequency divisors that llama.cpp stores in place of the numbers of `llama3` rope scaling.
+ROPE_DIVISORS = "rope_freqs.weight"
+
+
+def load_gguf(
+    file: str | Path,
+    *,
+    dtype: str | None = None,
+    shardings: Mapping[str, Any] | None = None,
+    on_read: Callable[[int], None] = lambda size: None,
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config and the dequantized parameters (a nested dict of arrays) of a GGUF file.
+
+    `dtype` defaults to "float32", what dequantization computes. The other arguments and the errors
+    are those of `load_huggingface`; quantization types that the `gguf` package cannot read and
+    architectures that this decoder is not are refused by name.
+    """
+    reader = open_gguf(file)
+    config = gguf_config(file)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    expected = {
+        tensor.gguf.format(layer=layer): tensor.foreign_shape(config)
+        for tensor in tensors_of(config)
+        for layer in tensor.layers(config)
+    }
+    shapes = {name: _shape(tensor) for name, tensor in stored.items()}
+    report_tensors(
+        f"the weights in {file} do not fit its metadata",
+        {
+            "missing": [name for name in expected if name not in stored],
+            "extra": [n for n in stored if n not in expected and n != ROPE_DIVISORS],
+            "misshapen": [
+                f"{name} {list(shapes[name])} instead of {list(shape)}"
+                for name, shape in expected.items()
+                if name in stored and shapes[name] != shape
+            ],
+        },
+    )
+    _refuse_unreadable(file, stored.values())
+    target = parse_dtype(dtype or "float32")
+    return config, assemble(config, _Dequantized(config, stored), target, shardings, on_read)
+
+
+def open_gguf(file: str | Path) -> GGUFReader:
+    """A GGUF file, mapped, with its metadata parsed (seconds, where the vocabulary is large)."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{file} does not exist. Name a GGUF file.")
+    return _open(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _open(path: Path, modified: int) -> GGUFReader:
+    try:
+        return GGUFReader(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no GGUF file, or is truncated or corrupt ({error}). Download it again."
+        ) from error
+
+
+def metadata(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """A metadata value, or `default` where the file has none."""
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+def gguf_config(file: str | Path) -> ModelConfig:
+    """The config that the metadata of a GGUF file describes."""
+    reader = open_gguf(file)
+    architecture = metadata(reader, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{file}: GGUF architecture {architecture!r} is not supported; "
+            f"supported are {', '.join(ARCHITECTURES)}."
+        )
+    if metadata(reader, "split.count", 1) > 1:
+        raise UserError(
+            f"{file} is one part of a split GGUF file. Join them with llama-gguf-split --merge."
+        )
+
+    def value(key: str, default: Any = None) -> Any:
+        return metadata(reader, f"{architecture}.{key}", default)
+
+    if value("expert_count", 0):
+        raise UserError(f"{file} is a mixture of experts, which is not supported.")
+    shapes = {tensor.name: _shape(tensor) for tensor in reader.tensors}
+    heads = value("attention.head_count")
+    hidden = value("embedding_length")
+    if not isinstance(heads, int) or not isinstance(hidden, int) or not heads:
+        raise UserError(f"{file}: head_count or embedding_length is missing. Download it again.")
+    head_dim = value("attention.key_length", hidden // heads)
+    if value("rope.dimension_count", head_dim) != head_dim:
+        raise UserError(f"{file} rotates part of each head only, which is not supported.")
+    context = value("context_length")
+    window = value("attention.sliding_window", 0)
+    if window and context and window < context:
+        raise UserError(f"{file} uses sliding-window attention, which is not supported.")
+    eos = [metadata(reader, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    described = {
+        "model_type": architecture,
+        "vocab_size": shapes.get("token_embd.weight", (None,))[0],
+        "hidden_size": hidden,
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": context,
+        "rms_norm_eps": _decimal(value("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "attention_bias": architecture != "qwen2" and "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_gate.bias" in shapes,
+        "rope_theta": _decimal(value("rope.freq_base", 10_000.0)),
+        "rope_scaling": _rope_scaling(value),
+        "bos_token_id": metadata(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": list(dict.fromkeys(token for token in eos if token is not None)),
+        "pad_token_id": metadata(reader, "tokenizer.ggml.padding_token_id"),
+    }
+    divisors = next((t.data for t in reader.tensors if t.name == ROPE_DIVISORS), None)
+    if divisors is not None:
+        described["rope_scaling"] = _llama3_scaling(divisors, described, str(file))
+    return ModelConfig.from_hf(described, source=str(file))
+
+
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))  # ggml counts from the inside out
+
+
+def _decimal(value: float | None) -> float | None:
+    # Metadata is fp32: 1e-05 reads as 9.999999747378752e-06, which config.json should not show.
+    return None if value is None else float(str(np.float32(value)))
+
+
+def _rope_scaling(value: Callable[..., Any]) -> dict[str, Any] | None:
+    kind = value("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    optional = {
+        "original_max_position_embeddings": value("rope.scaling.original_context_length"),
+        "attention_factor": _decimal(value("rope.scaling.attn_factor")),
+    }
+    found = {key: number for key, number in optional.items() if number is not None}
+    return {"rope_type": kind, "factor": _decimal(value("rope.scaling.factor")), **found}
+
+
+def _llama3_scaling(
+    divisors: np.ndarray, described: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """The `llama3` scaling whose frequencies the divisors give; the file does not name it."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain, scaled = (
+        rope_frequencies(ModelConfig.from_hf({**described, "rope_scaling": s}, source=source))[0]
+        for s in (None, scaling)
+    )
+    if not np.allclose(plain / divisors, scaled, rtol=1e-4, atol=0):
+        raise UserError(
+            f"{source}: the rope frequencies in {ROPE_DIVISORS} are none of Llama 3.1 to 3.3, and "
+            "no others are supported. Use the Hugging Face checkpoint of this model."
+        )
+    return scaling
+
+
+def _refuse_unreadable(file: str | Path, tensors: Any) -> None:
+    kinds: dict[GGMLQuantizationType, ReaderTensor] = {t.tensor_type: t for t in tensors}
+    unreadable = []
+    for kind, tensor in kinds.items():
+        try:
+            dequantize(tensor.data[:1], kind)
+        except NotImplementedError:
+            unreadable.append(kind.name)
+    if unreadable:
+        raise UserError(
+            f"{file}: quantization type {', '.join(unreadable)} cannot be read. Use another "
+            "quantization of this model, for example Q8_0."
+        )
+
+
+class _Dequantized:
+    """Reads windows of tensors, dequantized to fp32, with the rows of heads in our order."""
+
+    def __init__(self, config: ModelConfig, stored: Mapping[str, ReaderTensor]) -> None:
+        self.config = config
+        self.stored = stored
+
+    def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
+        stored = self.stored[tensor.gguf.format(layer=layer)]
+        rows, *columns = window
+        values = dequantize(np.asarray(stored.data[rows]), stored.tensor_type)
+        if self.config.model_type == "llama" and tensor.path.startswith(
+            ("layers/attention/query/", "layers/attention/key/")
+        ):
+            values = _unpermute(values, self.config.head_dim)
+        return values[(slice(None), *columns)]
+
+
+def _unpermute(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Undoes the row order of llama-architecture files, where each rotated pair lies together.
+
+    `rows` are whole heads; we, and Hugging Face, keep the halves of a head apart.
+    """
+    heads = rows.reshape(-1, head_dim // 2, 2, math.prod(rows.shape[1:]))
+    return heads.swapaxes(1, 2).reshape(rows.shape)

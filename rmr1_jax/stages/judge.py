@@ -1,0 +1,284 @@
+"""`--stage=judge`: a file of pairs in, a file of verdicts out; or one pair on the terminal."""
+
+import hashlib
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmr1_jax.config import JudgeConfig
+from rmr1_jax.data.sources import RejectsFile, read_preferences
+from rmr1_jax.errors import UserError
+from rmr1_jax.judging import Preference, preference_from_record
+from rmr1_jax.stages.judgement_log import GO_ON, JudgementLog
+from rmr1_jax.stages.judgement_record import Tally, judgement_record
+from rmr1_jax.stages.progress import JudgingProgress
+
+if TYPE_CHECKING:  # the judge brings jax, which nothing before the model needs
+    from rmr1_jax.sampling.judge import Judge, Judgement, Progress, SamplingOptions
+
+# Pairs given to the judge whose records are not written yet. One slow trace holds back the records
+# of all pairs after it, and this bounds what waits in memory.
+MAX_UNWRITTEN = 8192
+
+WHY_NO_VERDICT = {
+    "none": "the trace names neither response",
+    "both": "the trace names both responses",
+    "truncated": "the trace was cut at --max_new_tokens",
+    "prompt_too_long": "the prompt does not fit the context",
+    None: "the samples tie, or the two orders disagree",
+}
+
+
+def run(config: JudgeConfig) -> int:
+    """Returns the exit status: 1 if a line was rejected or a prompt was too long, else 0."""
+    config.check()
+    if config.question:
+        return judge_one_pair(config)
+    return judge_file(config)
+
+
+def judge_file(config: JudgeConfig) -> int:
+    """Judge the pairs of `config.input` that `config.output` does not hold yet."""
+    if Path(config.input).is_fifo():
+        raise UserError(
+            f"{config.input}: is a pipe, and the input is read twice; save it to a file"
+        )
+    rejects = RejectsFile(rejects_path(config.output))
+    if rejects.path.resolve() == Path(config.input).resolve():
+        raise UserError(
+            f"{config.input}: is where rejected lines go with --output={config.output}; rename it"
+        )
+    settings = run_settings(config)
+    preferences = read_preferences(config.input, rejects=rejects)
+    with JudgementLog(Path(config.output)) as log:
+        log.check_settings(settings)
+        # All of the input is read before the model is, which finds every reject again. What an
+        # earlier run rejected may have been mended since.
+        rejects.path.unlink(missing_ok=True)
+        total, tally = compare_with_input(log, preferences)
+        speed = ""
+        if log.count < total:
+            progress = judge_rest(config, settings, log, total, tally)
+            speed = f"; {progress.tokens:,} tokens, {progress.tokens_per_second:,.0f} tokens/s"
+        print(f"{tally}{speed}; written to {log.path}")
+    if rejects.count:
+        lines = "line is no pair" if rejects.count == 1 else "lines are no pairs"
+        print(f"{rejects.count} {lines}: see {rejects.path}", file=sys.stderr)
+    return 1 if rejects.count or tally.problems["prompt_too_long"] else 0
+
+
+def judge_rest(
+    config: JudgeConfig, settings: dict[str, object], log: JudgementLog, total: int, tally: Tally
+) -> JudgingProgress:
+    """Judge the pairs after the first `log.count` and append their records."""
+    judge = load_judge(config)
+    settings = settings | {"prompt_sha256": judge.prompt.sha256}
+    log.check_settings(settings)
+    if log.count == 0:
+        log.write_run_info({"settings": settings, "prompt_source": judge.prompt_source})
+    else:
+        print(f"{log.count} of {total} pairs are judged already", file=sys.stderr)
+    done = log.count
+    rest = itertools.islice(
+        read_preferences(config.input, rejects=lambda line, reason, text: None), done, total
+    )
+    try:
+        with JudgingProgress(total=total, done=done) as progress:
+            for preference, orders in in_input_order(
+                judge,
+                rest,
+                sampling_options(config),
+                samples=config.votes,
+                swap=config.swap,
+                first_index=done,
+                on_progress=lambda now: progress.tokens_written(now.tokens),
+            ):
+                record = judgement_record(preference, *orders)
+                log.append(record)
+                tally.add(record)
+                progress.pair_done()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{log.count} of {total} pairs are in {log.path}; {GO_ON}"
+        ) from None
+    return progress
+
+
+def in_input_order(
+    judge: "Judge",
+    preferences: Iterable[Preference],
+    options: "SamplingOptions",
+    *,
+    samples: int,
+    swap: bool,
+    first_index: int,
+    on_progress: "Callable[[Progress], None] | None" = None,
+    max_unwritten: int = MAX_UNWRITTEN,
+) -> Iterator[tuple[Preference, list[list["Judgement"]]]]:
+    """Each preference with its judgements ([as given] or [as given, swapped]), in input order.
+
+    At most `max_unwritten` preferences are with the judge or wait for an earlier one. At that bound
+    the judge is given no more, finishes what it has, and is asked anew.
+
+    Args:
+      first_index: position of the first preference in the whole input, so that a run that goes on
+        after a kill draws the same random numbers as one that was never killed.
+    """
+    orders = 2 if swap else 1
+    source = iter(preferences)
+    index = first_index * orders
+    while (head := next(source, None)) is not None:
+        asked: deque[Preference] = deque()
+        answers: dict[int, list[Judgement]] = {}
+        requests = _requests(itertools.chain([head], source), asked, swap, max_unwritten)
+        position = 0  # of asked[0] in the requests
+        for answered, judgements in judge.judge(
+            requests, options, samples=samples, first_index=index, on_progress=on_progress
+        ):
+            answers[answered] = judgements
+            while asked and all(position + order in answers for order in range(orders)):
+                yield asked.popleft(), [answers.pop(position + order) for order in range(orders)]
+                position += orders
+        if asked:
+            raise RuntimeError(f"the judge left {len(asked)} preferences without a judgement")
+        index += position
+
+
+def _requests(
+    source: Iterator[Preference], asked: deque[Preference], swap: bool, max_unwritten: int
+) -> Iterator[Preference]:
+    """What the judge reads: pairs, each put on `asked` first, and swapped ones after them."""
+    while len(asked) < max_unwritten and (preference := next(source, None)) is not None:
+        asked.append(preference)
+        yield preference
+        if swap:
+            yield preference.swapped()
+
+
+def compare_with_input(log: JudgementLog, preferences: Iterable[Preference]) -> tuple[int, Tally]:
+    """(number of pairs in the input, counts over the records so far).
+
+    Raises UserError unless the records are about the first pairs of the input.
+    """
+    advice = "the input has changed; choose another --output, or delete this one to start again"
+    earlier, tally, total = log.records(), Tally(), 0
+    for preference in preferences:
+        total += 1
+        record = next(earlier, None)
+        if record is None:
+            continue
+        if record["id"] != preference.id:
+            raise UserError(
+                f"{log.path}, line {total}: is about pair {record['id']!r}, but the input has "
+                f"{preference.id!r} in its place: {advice}"
+            )
+        tally.add(record)
+    if next(earlier, None) is not None:
+        raise UserError(f"{log.path}: has {log.count} records for {total} pairs: {advice}")
+    return total, tally
+
+
+def judge_one_pair(config: JudgeConfig) -> int:
+    """Judge the pair of the command line; the trace is printed as it is written."""
+    preference = preference_from_record(
+        {
+            "question": config.question,
+            "response_a": config.response_a,
+            "response_b": config.response_b,
+        },
+        default_id="pair",
+    )
+    judge = load_judge(config)
+    orders = []
+    for heading, pair in (
+        ("As given", preference),
+        *([("Swapped", preference.swapped())] if config.swap else []),
+    ):
+        if config.swap:
+            print(f"--- {heading}")
+        orders.append(_judge_aloud(judge, pair, config))
+    record = judgement_record(preference, *orders)
+    if record["verdict"] is None:
+        print(f"Verdict: none ({WHY_NO_VERDICT[record['problem']]})")
+    else:
+        print(f"Verdict: {record['verdict']}")
+    return 1 if record["problem"] == "prompt_too_long" else 0
+
+
+def _judge_aloud(judge: "Judge", preference: Preference, config: JudgeConfig) -> list["Judgement"]:
+    if config.votes > 1:
+        _, judgements = next(
+            iter(judge.judge([preference], sampling_options(config), samples=config.votes))
+        )
+        for judgement in judgements:
+            print(judgement.trace.strip(), end="\n---\n")
+        return judgements
+    pieces = judge.stream(preference, sampling_options(config))
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print()
+            return [end.value]
+
+
+def load_judge(config: JudgeConfig) -> "Judge":
+    """Load the model and say which prompt it is asked with."""
+    from rmr1_jax.sampling.judge import Judge
+
+    judge = Judge.load(
+        config.model,
+        prompt=config.prompt or None,
+        mesh=config.mesh,
+        dtype=config.dtype,
+        slots=config.slots,
+        max_context=config.max_context,
+    )
+    prompt = judge.prompt
+    print(
+        f"Prompt: {prompt.style}, SHA-256 {prompt.sha256} ({judge.prompt_source})", file=sys.stderr
+    )
+    return judge
+
+
+def sampling_options(config: JudgeConfig) -> "SamplingOptions":
+    from rmr1_jax.sampling.judge import SamplingOptions
+
+    return SamplingOptions(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        seed=config.seed,
+    )
+
+
+def rejects_path(output: str) -> Path:
+    """`verdicts.jsonl` -> `verdicts.rejects.jsonl`."""
+    return Path(output).with_name(Path(output).stem + ".rejects.jsonl")
+
+
+def run_settings(config: JudgeConfig) -> dict[str, object]:
+    """What makes two runs write the same records; slots and mesh do not matter."""
+    model = Path(config.model)
+    sampling = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed"]
+    names = [*sampling, "votes", "swap", "max_context", "dtype"]
+    return {
+        "model": str(model.resolve()),
+        "model_config_sha256": _model_fingerprint(model),
+        "input": str(Path(config.input).resolve()),
+        **{name: getattr(config, name) for name in names},
+    }
+
+
+def _model_fingerprint(model: Path) -> str:
+    """SHA-256 of a directory's config.json, or of the start of a file, where a GGUF has its own."""
+    config = model / "config.json" if model.is_dir() else model
+    if not config.is_file():
+        return ""
+    with config.open("rb") as file:
+        return hashlib.sha256(file.read(2**20)).hexdigest()

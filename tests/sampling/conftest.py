@@ -1,0 +1,72 @@
+"""A tiny random model, and the plainest possible sampler to hold the engine against."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.transformer import Params, forward, random_params
+from rmr1_jax.sampling.driver import Request
+from rmr1_jax.sampling.engine import unstack_layers
+
+VOCAB = 97
+CONFIG = ModelConfig(
+    model_type="qwen3",
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    max_position=1024,
+    qkv_bias=True,
+    qk_norm=True,
+)
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    return CONFIG
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return random_params(CONFIG, seed=1)
+
+
+@pytest.fixture(scope="session")
+def weights(params: Params) -> Params:
+    return unstack_layers(CONFIG, params, jnp.float32)
+
+
+@pytest.fixture(scope="session")
+def logits_of(params: Params) -> Callable[[list[int]], np.ndarray]:
+    """fp32 logits [T, V] of a whole sequence, without any cache."""
+    run = jax.jit(lambda tokens: forward(CONFIG, params, tokens, dtype=jnp.float32))
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        padded = np.zeros((1, -(-len(tokens) // 256) * 256), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return np.asarray(run(padded))[0, : len(tokens)]
+
+    return logits
+
+
+def random_requests(
+    count: int, *, longest_prompt: int = 200, longest_response: int = 200, seed: int = 0, **options
+) -> list[Request]:
+    """Prompts and lengths at random; every request says when it ends, none has a stop id."""
+    rng = np.random.default_rng(seed)
+    return [
+        Request(
+            tokens=rng.integers(0, VOCAB, rng.integers(1, longest_prompt + 1)).tolist(),
+            max_new_tokens=int(rng.integers(1, longest_response + 1)),
+            index=index,
+            **options,
+        )
+        for index in range(count)
+    ]
