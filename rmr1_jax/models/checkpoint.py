@@ -30,9 +30,9 @@ from rmr1_jax.models.huggingface import (
     has_tokenizer,
     load_huggingface,
     parse_dtype,
-    report_tensors,
     write_companions,
 )
+from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.models.tensors import default_sharding, flatten, nest, tensors_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def stop_token_ids(path: str | Path) -> tuple[int, ...]:
     listed = read_json(file).get("eos_token_id") if kind != "gguf" and file.is_file() else None
     if listed is None:
         return load_config(path).eos_token_ids
-    return tuple(listed) if isinstance(listed, list) else (int(listed),)
+    described = load_hf_config(place) | {"eos_token_id": listed}
+    return ModelConfig.from_hf(described, source=str(file)).eos_token_ids
 
 
 def prompt_of(path: str | Path) -> str | None:
@@ -111,9 +112,8 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
 
     Raises `UserError` where the tokenizer files are absent or damaged.
     """
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # about torch, which is not used
+    # It would advise to install torch, which is not used.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     with tokenizer_directory(path) as directory:
@@ -126,7 +126,8 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # whatever a damaged file sets off in the tokenizers library
             raise UserError(
-                f"the tokenizer in {path} cannot be read ({error}). Download its files again."
+                f"the tokenizer in {path} cannot be read ({_first_line(error)}). "
+                "Download its files again."
             ) from error
     return tokenizer, stop_token_ids(path)
 
@@ -192,7 +193,11 @@ def load_weights(
     try:
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_arrays(checkpointer, directory)
-            _refuse_other_arrays(config, stored, directory)
+            refuse_mismatch(
+                f"the weights in {directory} do not fit its config.json",
+                {tensor.path: tensor.shape(config) for tensor in tensors_of(config)},
+                {path: tuple(array.shape) for path, array in stored.items()},
+            )
             target = {
                 tensor.path: jax.ShapeDtypeStruct(
                     tensor.shape(config),
@@ -202,7 +207,7 @@ def load_weights(
                 for tensor in tensors_of(config)
             }
             leaves = dict(flatten(checkpointer.restore(directory / WEIGHTS, nest(target))))
-    except UserError:
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damaged files
         raise UserError(
@@ -222,22 +227,6 @@ def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> d
             "Convert the original checkpoint again."
         )
     return dict(flatten(found.item_metadata.tree))
-
-
-def _refuse_other_arrays(config: ModelConfig, stored: Mapping[str, Any], directory: Path) -> None:
-    shapes = {tensor.path: tensor.shape(config) for tensor in tensors_of(config)}
-    report_tensors(
-        f"the weights in {directory} do not fit its config.json",
-        {
-            "missing": [path for path in shapes if path not in stored],
-            "extra": [path for path in stored if path not in shapes],
-            "misshapen": [
-                f"{path} {list(stored[path].shape)} instead of {list(shape)}"
-                for path, shape in shapes.items()
-                if path in stored and tuple(stored[path].shape) != shape
-            ],
-        },
-    )
 
 
 @contextmanager

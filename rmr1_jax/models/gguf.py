@@ -11,7 +11,8 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ARCHITECTURES, ModelConfig
-from rmr1_jax.models.huggingface import parse_dtype, report_tensors
+from rmr1_jax.models.huggingface import parse_dtype
+from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.models.rope import rope_frequencies
 from rmr1_jax.models.tensors import Tensor, assemble, tensors_of
 
@@ -40,22 +41,16 @@ def load_gguf(
         for tensor in tensors_of(config)
         for layer in tensor.layers(config)
     }
-    shapes = {name: _shape(tensor) for name, tensor in stored.items()}
-    report_tensors(
+    refuse_mismatch(
         f"the weights in {file} do not fit its metadata",
-        {
-            "missing": [name for name in expected if name not in stored],
-            "extra": [n for n in stored if n not in expected and n != ROPE_DIVISORS],
-            "misshapen": [
-                f"{name} {list(shapes[name])} instead of {list(shape)}"
-                for name, shape in expected.items()
-                if name in stored and shapes[name] != shape
-            ],
-        },
+        expected,
+        {name: _shape(tensor) for name, tensor in stored.items() if name != ROPE_DIVISORS},
     )
     _refuse_unreadable(file, stored.values())
     target = parse_dtype(dtype or "float32")
-    return config, assemble(config, _Dequantized(config, stored), target, shardings, on_read)
+    params = assemble(config, _Dequantized(config, stored), target, shardings, on_read)
+    _open.cache_clear()  # the parsed vocabulary is large, and the weights are read last
+    return config, params
 
 
 def open_gguf(file: str | Path) -> GGUFReader:

@@ -14,6 +14,7 @@ import numpy as np
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig, load_hf_config
 from rmr1_jax.models.directories import replace_directory
+from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.models.shards import (
     DTYPES,
     OutgoingTensor,
@@ -38,8 +39,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Names listed in one message, per kind of problem.
-LISTED = 10
 
 
 def load_huggingface(
@@ -99,40 +98,22 @@ def _refuse_other_tensors(
         for tensor in tensors_of(config)
         for layer in tensor.layers(config)
     }
-    missing = [name for name in expected if name not in stored]
-    extra = [name for name in stored if name not in expected and not _harmless(name)]
-    misshapen = [
-        f"{name} {list(stored[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    unsupported = [
-        f"{name} ({stored[name].dtype})"
-        for name in expected
-        if name in stored and stored[name].dtype not in DTYPES
-    ]
-    report_tensors(
+    # What does no harm is not looked at, unless the config asks for it.
+    found = {
+        name: tensor.shape
+        for name, tensor in stored.items()
+        if name in expected or not _harmless(name)
+    }
+    refuse_mismatch(
         f"the weights in {directory} do not fit its config.json",
-        {
-            "missing": missing,
-            "extra": extra,
-            "misshapen": misshapen,
-            "of an unsupported dtype": unsupported,
-        },
+        expected,
+        found,
+        unsupported=[
+            f"{name} ({stored[name].dtype})"
+            for name in expected
+            if name in stored and stored[name].dtype not in DTYPES
+        ],
     )
-
-
-def report_tensors(what: str, problems: Mapping[str, list[str]]) -> None:
-    """One `UserError` with all problems, if there are any; long lists are cut and counted."""
-    parts = []
-    for kind, names in problems.items():
-        if names:
-            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            parts.append(f"{len(names)} {kind}: {', '.join(names[:LISTED])}{more}")
-    if parts:
-        raise UserError(
-            f"{what}: {'; '.join(parts)}. Download the checkpoint again, or mend its config."
-        )
 
 
 def _harmless(name: str) -> bool:

@@ -16,8 +16,9 @@ from scipy.stats import chisquare
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling import engine
-from rmr1_jax.sampling.driver import Engine, Request, Sample, prompt_width, ring_size
+from rmr1_jax.sampling.driver import Engine, Request, Sample
 from rmr1_jax.sampling.engine import PREFILL_CHUNK, generate
+from rmr1_jax.sampling.programs import prompt_width, ring_size
 from rmr1_jax.sampling.state import EngineState, Requests, init_state
 from tests.sampling.conftest import VOCAB, random_requests
 
@@ -236,9 +237,7 @@ def test_a_whole_queue_in_one_compiled_program(
     for row, expected in enumerate(s for group in alone(requests, samples) for s in group):
         length = int(outputs.length[row])
         assert outputs.tokens[row, :length].tolist() == expected.tokens.tolist()
-        np.testing.assert_allclose(
-            outputs.logprobs[row, :length, 0], expected.logprobs, atol=1e-4
-        )
+        np.testing.assert_allclose(outputs.logprobs[row, :length, 0], expected.logprobs, atol=1e-4)
 
 
 def test_sampling_parameters_and_lengths_recompile_nothing(
@@ -246,14 +245,14 @@ def test_sampling_parameters_and_lengths_recompile_nothing(
 ) -> None:
     some = Engine(config, weights, slots=4)
     answers(some, random_requests(6, longest_prompt=100, longest_response=100, seed=1))
-    compiled = some._run._cache_size()
+    compiled = some.programs.run._cache_size()
     for seed, options in enumerate(
-        [dict(temperature=0.7, top_p=0.9), dict(temperature=1.0, top_k=5, min_p=0.1), {}]
+        [{"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.0, "top_k": 5, "min_p": 0.1}, {}]
     ):
         requests = random_requests(9, longest_prompt=90, longest_response=100, seed=seed, **options)
         answers(some, [replace(r, stop_ids=(1, 2), seed=seed) for r in requests])
     assert len({slots for slots, _, _ in some.work.programs}) <= compiled
-    assert some._run._cache_size() == compiled
+    assert some.programs.run._cache_size() == compiled
 
 
 @pytest.mark.parametrize(("samples", "slots"), [(1, 6), (3, 6)])
@@ -262,7 +261,7 @@ def test_no_cache_is_copied_while_decoding(
 ) -> None:
     _, state = one_program(config, samples, slots)
     run = jax.jit(partial(engine.run, config), donate_argnums=1)
-    text = run.lower(weights, state, 100, 0).compile().as_text()
+    text = run.lower(weights, state, 100, 0).compile().as_text() or ""
     shapes = {
         ",".join(map(str, layer.key.shape)) for layer in (state.prompts[0], state.responses[0])
     }

@@ -1,8 +1,12 @@
 """The same tokens on one device and on eight simulated ones, in several meshes."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import Mesh
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
@@ -14,6 +18,14 @@ from tests.sampling.conftest import random_requests
 from tests.sampling.test_engine import answers, texts
 
 
+def engine_on(mesh: Mesh, config: ModelConfig, params: Params, samples: int) -> Engine:
+    axes = logical_axes(config)
+    sizes = axis_sizes(axes, parameter_shapes(config))
+    placement = shardings(axes, mesh, even_rules(DECODING_RULES, sizes, mesh.shape))
+    placed = unstack_layers(config, jax.device_put(params, placement), jnp.float32)
+    return Engine(config, placed, slots=8, group_size=samples, mesh=mesh)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize(
     "shape", [(8, 1, 1), (2, 4, 1), (1, 1, 2), (2, 2, 2)], ids=lambda shape: str(shape)
@@ -23,13 +35,22 @@ def test_any_mesh_gives_the_tokens_of_one_device(
 ) -> None:
     requests = random_requests(12, longest_response=40, seed=9, temperature=1.0)
     expected = texts(answers(Engine(config, weights, slots=4, group_size=samples), requests))
-    size = MeshShape(*shape)
-    mesh = make_mesh(size, jax.devices()[: shape[0] * shape[1] * shape[2]])
-    axes = logical_axes(config)
-    sizes = axis_sizes(axes, parameter_shapes(config))
-    placement = shardings(axes, mesh, even_rules(DECODING_RULES, sizes, mesh.shape))
-    placed = unstack_layers(config, jax.device_put(params, placement), jnp.float32)
-    sharded = Engine(config, placed, slots=8, group_size=samples, mesh=mesh)
-    assert texts(answers(sharded, requests)) == expected
-    heads = sharded.weights["layers"][0]["attention"]["query"]["kernel"].sharding
-    assert heads.shard_shape((32, 4, 16)) == (32, 4 // shape[2], 16)
+    mesh = make_mesh(MeshShape(*shape), jax.devices()[: math.prod(shape)])
+    assert texts(answers(engine_on(mesh, config, params, samples), requests)) == expected
+
+
+def test_heads_are_split_and_weights_are_not_gathered_in_the_decode_loop(
+    config: ModelConfig, params: Params
+) -> None:
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    programs = engine_on(mesh, config, params, samples=3).programs
+    state = programs.new_state(entries=4, width=128, max_new_tokens=128, slots=2)
+    for cache in (*state.prompts, *state.responses):
+        rows, heads, columns, head_dim = cache.key.shape
+        local = cache.key.sharding.shard_shape(cache.key.shape)
+        assert local == (rows // 4, heads // 2, columns, head_dim)
+    compiled = programs.run.lower(programs.weights, state, 8, 0).compile()
+    text = compiled.as_text()
+    assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+    # Two sums over the tensor axis a layer, in prefill and in decoding: nothing else crosses.
+    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) <= 2 * 2 * config.num_layers

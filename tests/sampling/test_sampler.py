@@ -42,12 +42,12 @@ def probabilities(
 
 
 SETTINGS = [
-    dict(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0),
-    dict(temperature=0.7, top_p=1.0, top_k=0, min_p=0.0),
-    dict(temperature=1.0, top_p=0.6, top_k=0, min_p=0.0),
-    dict(temperature=1.3, top_p=1.0, top_k=5, min_p=0.0),
-    dict(temperature=1.0, top_p=1.0, top_k=0, min_p=0.2),
-    dict(temperature=1.5, top_p=0.8, top_k=20, min_p=0.05),
+    {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    {"temperature": 1.0, "top_p": 0.6, "top_k": 0, "min_p": 0.0},
+    {"temperature": 1.3, "top_p": 1.0, "top_k": 5, "min_p": 0.0},
+    {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.2},
+    {"temperature": 1.5, "top_p": 0.8, "top_k": 20, "min_p": 0.05},
 ]
 
 
@@ -67,8 +67,9 @@ def test_draws_follow_the_exact_distribution(options: dict, vocabulary: int) -> 
     rest = ~likely & (expected > 0)
     observed, wanted = counts[likely], expected[likely] * draws
     if rest.any():
-        observed, wanted = np.append(observed, counts[rest].sum()), np.append(
-            wanted, expected[rest].sum() * draws
+        observed, wanted = (
+            np.append(observed, counts[rest].sum()),
+            np.append(wanted, expected[rest].sum() * draws),
         )
     if len(observed) > 1:
         assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4

@@ -1,0 +1,180 @@
+"""The engine's queue on the host: requests in, finished samples out."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import numpy as np
+
+from rmr1_jax.errors import UserError
+from rmr1_jax.sampling.programs import MAX_STOP_IDS, Programs, prompt_width, ring_size
+from rmr1_jax.sampling.state import NOT_WAITING, Outputs
+
+FinishReason = Literal["stop", "length"]
+FINISH_REASONS: dict[int, FinishReason | None] = {
+    Outputs.RUNNING: None,
+    Outputs.STOPPED: "stop",
+    Outputs.CUT: "length",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to be answered `group_size` times."""
+
+    tokens: list[int]
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+    index: int = 0  # the prompt's identity in the random stream
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response, stop token included."""
+
+    tokens: np.ndarray  # int32 [n]
+    logprobs: np.ndarray  # fp32 [n], under the model at temperature 1, untruncated
+    sampled_logprobs: np.ndarray  # fp32 [n], under the distribution that was drawn from
+    finish_reason: FinishReason | None  # None while it is being written
+
+
+class Queue:
+    """The engine's queue as the host sees it: which entry holds which request."""
+
+    def __init__(
+        self, programs: Programs, requests: Iterable[Request], slots: int, max_new_tokens: int
+    ):
+        """`slots` of one data group; fewer are made where there is not work for all."""
+        self.programs, self.max_new_tokens = programs, max_new_tokens
+        G, groups = programs.group_size, programs.groups
+        entries = max(2 * -(-slots // G), 4)
+        self.source = iter(enumerate(requests))
+        self.ahead = list(itertools.islice(self.source, entries * groups))
+        self.exhausted = len(self.ahead) < entries * groups
+        self.entries: list[tuple[int, Request] | None] = []
+        self.tickets = itertools.count()
+        if self.ahead:
+            width = prompt_width(max(len(request.tokens) for _, request in self.ahead))
+            slots = min(slots, max(1, -(-len(self.ahead) * G // groups)))
+            self.entries = [None] * (entries * groups)
+            self.state = programs.new_state(entries, width, ring_size(max_new_tokens), slots)
+
+    @property
+    def waiting(self) -> bool:
+        pending = np.asarray(self.state.lanes.next_sample) < self.programs.group_size
+        tickets = np.asarray(self.state.requests.ticket)
+        return bool(pending.any() or (tickets != NOT_WAITING).any())
+
+    @property
+    def width(self) -> int:
+        return self.state.requests.tokens.shape[1]
+
+    def longest_prompt(self) -> int:
+        return max(len(entry[1].tokens) for entry in self.entries if entry)
+
+    def refill(self) -> bool:
+        """Put requests into free entries; False when there is nothing left to do."""
+        free = [i for i, entry in enumerate(self.entries) if entry is None]
+        # Deal over the data groups in turn.
+        per_group = max(len(self.entries) // self.programs.groups, 1)
+        free.sort(key=lambda i: (i % per_group, i))
+        arrivals = list(zip(free, self._next(len(free)), strict=False))
+        if arrivals:
+            self._write(arrivals)
+        return any(self.entries)
+
+    def _next(self, most: int) -> list[tuple[int, Request]]:
+        taken, self.ahead = self.ahead[:most], self.ahead[most:]
+        more = list(itertools.islice(self.source, most - len(taken)))
+        if len(taken) + len(more) < most:
+            self.exhausted = True
+        return taken + more
+
+    def _write(self, arrivals: list[tuple[int, tuple[int, Request]]]) -> None:
+        width = prompt_width(max(len(r.tokens) for _, (_, r) in arrivals))
+        if width > self.width:
+            self.state = self.programs.resize(self.state, self.state.columns, width)
+        table = jax.tree.map(lambda x: np.array(x), self.state.requests)
+        finished = np.array(self.state.outputs.finished)
+        length = np.array(self.state.outputs.length)
+        for slot, (position, request) in arrivals:
+            self._check(position, request)
+            self.entries[slot] = (position, request)
+            tokens = np.zeros(self.width, np.int32)
+            tokens[: len(request.tokens)] = request.tokens
+            table.tokens[slot] = tokens
+            table.length[slot] = len(request.tokens)
+            table.ticket[slot] = next(self.tickets)
+            table.stop_ids[slot] = -1
+            table.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
+            table.seed[slot] = np.uint32(request.seed & 0xFFFFFFFF)
+            for name in ("max_new_tokens", "index", "temperature", "top_p", "top_k", "min_p"):
+                getattr(table, name)[slot] = getattr(request, name)
+            G = self.programs.group_size
+            finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
+            length[slot * G : (slot + 1) * G] = 0
+        self.state = replace(
+            self.state,
+            requests=self.programs.place(table),
+            outputs=replace(
+                self.state.outputs,
+                finished=self.programs.place(finished),
+                length=self.programs.place(length),
+            ),
+        )
+
+    def _check(self, position: int, request: Request) -> None:
+        total = len(request.tokens) + request.max_new_tokens
+        if not request.tokens or request.max_new_tokens < 1:
+            raise UserError(
+                f"request {position}: {len(request.tokens)} prompt tokens and max_new_tokens "
+                f"{request.max_new_tokens}: both must be at least 1"
+            )
+        if request.max_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"request {position} asks for {request.max_new_tokens} new tokens, "
+                f"this run allows {self.max_new_tokens}"
+            )
+        if total > self.programs.config.max_position:
+            raise UserError(
+                f"request {position}: {len(request.tokens)} prompt tokens + "
+                f"{request.max_new_tokens} new ones are more than the model's context of "
+                f"{self.programs.config.max_position}; shorten one of them"
+            )
+        if len(request.stop_ids) > MAX_STOP_IDS:
+            raise UserError(f"{len(request.stop_ids)} stop ids; at most {MAX_STOP_IDS} can be used")
+
+    def harvest(self) -> Iterator[tuple[int, list[Sample]]]:
+        """Take the entries whose samples have all finished."""
+        G = self.programs.group_size
+        finished = np.asarray(self.state.outputs.finished).reshape(-1, G) != Outputs.RUNNING
+        for slot, entry in enumerate(self.entries):
+            if entry is not None and finished[slot].all():
+                samples = [self.sample(slot, g) for g in range(G)]
+                self.entries[slot] = None
+                yield entry[0], samples
+
+    def sample(self, slot: int, index: int) -> Sample:
+        """What one sample of an entry has written so far."""
+        row = slot * self.programs.group_size + index
+        outputs = self.state.outputs
+        length, finished = (int(np.asarray(x)[row]) for x in (outputs.length, outputs.finished))
+        tokens, logprobs = jax.device_get(_row(outputs, row))
+        return Sample(
+            tokens=tokens[:length],
+            logprobs=logprobs[:length, 0],
+            sampled_logprobs=logprobs[:length, 1],
+            finish_reason=FINISH_REASONS[finished],
+        )
+
+
+@jax.jit
+def _row(outputs: Outputs, row: int) -> tuple[jax.Array, jax.Array]:
+    return outputs.tokens[row], outputs.logprobs[row]
