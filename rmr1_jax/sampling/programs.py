@@ -98,7 +98,8 @@ class Programs:
                 check_vma=False,
             )(*args)
 
-        rows = NamedSharding(self.mesh, by_group)
-        heads = NamedSharding(self.mesh, Spec(GROUP_AXES, "tensor"))
+        # Shardings in the places of arrays: jit takes such a tree as a prefix of the state's.
+        rows: Any = NamedSharding(self.mesh, by_group)
+        heads: Any = NamedSharding(self.mesh, Spec(GROUP_AXES, "tensor"))
         placed = EngineState(rows, rows, rows, rows, rows, rows, prompts=heads, responses=heads)
         return jax.jit(mapped, out_shardings=placed, **options)

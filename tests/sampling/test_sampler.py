@@ -31,13 +31,13 @@ def probabilities(
     logits: np.ndarray, temperature: float, top_p: float, top_k: int, min_p: float
 ) -> np.ndarray:
     """What transformers would draw from."""
-    scores = torch.from_numpy(logits)[None] / temperature
+    scores, no_ids = torch.from_numpy(logits)[None] / temperature, torch.LongTensor()
     if top_k:
-        scores = TopKLogitsWarper(top_k)(None, scores)
+        scores = TopKLogitsWarper(top_k)(no_ids, scores)
     if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(None, scores)
+        scores = TopPLogitsWarper(top_p)(no_ids, scores)
     if min_p:
-        scores = MinPLogitsWarper(min_p)(None, scores)
+        scores = MinPLogitsWarper(min_p)(no_ids, scores)
     return torch.softmax(scores.double(), -1)[0].numpy()
 
 

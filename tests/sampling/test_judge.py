@@ -1,0 +1,167 @@
+"""The Judge on real weights: the traces that transformers would write, and clear refusals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rmr1_jax import Judge as PublicJudge
+from rmr1_jax.errors import UserError
+from rmr1_jax.judging import Message, Preference
+from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions, choose_prompt
+
+PAIRS = [
+    Preference("1", (Message("user", "What is 2 + 3?"),), "It is 5.", "It is 6."),
+    Preference(
+        "2",
+        (
+            Message("user", "Name a colour."),
+            Message("assistant", "Blue."),
+            Message("user", "Another one, please {not blue}."),
+        ),
+        "Green.",
+        "Blue.",
+    ),
+    Preference(
+        "3", (Message("user", "Wie heißt die Hauptstadt von Österreich? 🎻"),), "Wien", "Graz"
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """All but one of the simulated devices out of the way: they would share two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def judge(minimind_dir: Path) -> Judge:
+    return Judge.load(minimind_dir, slots=2)
+
+
+def by_index(found: Iterator[tuple[int, list[Judgement]]]) -> list[list[Judgement]]:
+    return [judgements for _, judgements in sorted(found, key=lambda item: item[0])]
+
+
+def test_greedy_traces_are_those_of_transformers_generate(judge: Judge, minimind_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(minimind_dir)
+    found = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=64)))
+    for preference, [judgement] in zip(PAIRS, found, strict=True):
+        prompt = torch.tensor([judge.prompt_tokens(preference)])
+        with torch.no_grad():
+            output = model.generate(prompt, max_new_tokens=64, do_sample=False)
+        expected = output[0, prompt.shape[1] :]
+        assert judgement.prompt_tokens == prompt.shape[1]
+        assert judgement.trace_tokens == len(expected)
+        assert judgement.trace == tokenizer.decode(expected, skip_special_tokens=True)
+        logits = model(output[:, :-1]).logits[0, prompt.shape[1] - 1 :]
+        logprobs = torch.log_softmax(logits, -1)[torch.arange(len(expected)), expected]
+        assert judgement.logprob == pytest.approx(logprobs.sum().item(), abs=2e-3)
+
+
+def test_the_prompt_is_the_chat_template_with_its_special_tokens_once(judge: Judge) -> None:
+    messages = judge.prompt.messages(PAIRS[0])
+    expected = judge.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert judge.prompt_tokens(PAIRS[0]) == expected
+
+
+def test_a_stream_is_the_judgement_piece_by_piece(judge: Judge) -> None:
+    options = SamplingOptions(max_new_tokens=40, temperature=0.7, seed=5)
+    [[whole]] = by_index(judge.judge([PAIRS[2]], options))
+    pieces, stream = [], judge.stream(PAIRS[2], options)
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            last = end.value
+            break
+    assert last.trace == whole.trace == "".join(pieces)
+    assert len(pieces) > 2 and "\ufffd" not in "".join(pieces[:-1])
+
+
+def test_votes_share_a_prompt_and_differ(judge: Judge) -> None:
+    options = SamplingOptions(max_new_tokens=12, temperature=1.0)
+    [samples] = by_index(judge.judge(PAIRS[:1], options, samples=4))
+    assert len({sample.trace for sample in samples}) > 1
+    assert all(sample.finish_reason for sample in samples)
+
+
+def test_a_later_start_draws_the_same_as_an_unbroken_run(judge: Judge) -> None:
+    options = SamplingOptions(max_new_tokens=10, temperature=1.0)
+    unbroken = by_index(judge.judge(PAIRS, options))
+    assert by_index(judge.judge(PAIRS[1:], options, first_index=1)) == unbroken[1:]
+
+
+def test_a_prompt_over_the_context_is_named_and_the_others_go_on(judge: Judge) -> None:
+    long = Preference("long", (Message("user", "Which?"),), "word " * 100_000, "b")
+    options = SamplingOptions(max_new_tokens=4)
+    found = by_index(judge.judge([PAIRS[0], long, PAIRS[1]], options))
+    assert [judgements[0].problem for judgements in found][1] == "prompt_too_long"
+    assert found[1][0].prompt_tokens > judge.config.max_position
+    assert found[0][0].trace_tokens == 4 and found[2][0].trace_tokens == 4
+
+
+def test_a_trace_cut_before_its_verdict_is_truncated_not_silent(judge: Judge) -> None:
+    judgement = judge.compare("What is 2 + 3?", "5", "6", max_new_tokens=3)
+    assert judgement.problem == "truncated" and judgement.verdict is None
+    assert judgement.finish_reason == "length"
+
+
+def test_the_response_is_shortened_where_the_context_ends(minimind_dir: Path) -> None:
+    length = len(Judge.load(minimind_dir).prompt_tokens(PAIRS[0]))
+    short = Judge.load(minimind_dir, max_context=length + 5)
+    [[judgement]] = by_index(short.judge(PAIRS[:1], SamplingOptions(max_new_tokens=50)))
+    assert judgement.trace_tokens == 5 and judgement.finish_reason == "length"
+
+
+def test_nothing_in_gives_nothing_out(judge: Judge) -> None:
+    assert list(judge.judge([])) == []
+
+
+def test_the_package_offers_the_judge() -> None:
+    assert PublicJudge is Judge
+
+
+# ---- which prompt
+
+
+class Tokenizer:
+    def __init__(self, chat_template: str | None):
+        self.chat_template = chat_template
+
+
+def test_the_prompt_given_wins_then_the_config_then_the_template(shared_data: Path) -> None:
+    r1 = json.loads(
+        (shared_data / "tokenizers" / "r1-distill-qwen" / "tokenizer_config.json").read_text()
+    )["chat_template"]
+    assert (
+        choose_prompt("chain_of_rubrics", "reasoning", Tokenizer(r1))[0].style == "chain_of_rubrics"
+    )
+    assert choose_prompt(None, "chain_of_rubrics", Tokenizer(r1))[0].style == "chain_of_rubrics"
+    assert choose_prompt(None, None, Tokenizer(r1))[0].style == "reasoning"
+    assert choose_prompt(None, None, Tokenizer("{{ messages }}"))[0].style == "chain_of_rubrics"
+
+
+def test_a_name_alone_never_decides(minimind_dir: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "RM-R1-DeepSeek-Distilled-Qwen-7B"
+    renamed.symlink_to(minimind_dir, target_is_directory=True)
+    judge = Judge.load(renamed)
+    assert judge.prompt.style == "chain_of_rubrics"
+    assert "default" in judge.prompt_source
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused(
+    minimind_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=r"kv_heads 2 .*tensor"):
+        Judge.load(minimind_dir, mesh="tensor=8")
