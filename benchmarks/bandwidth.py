@@ -15,16 +15,14 @@ COPY_BYTES = 512 * 2**20  # far beyond any cache
 
 
 def copy_bandwidth(threads: int, repeats: int = 7) -> float:
-    """Bytes a second of the best of `repeats` copies, what is read and what is written both counted.
+    """Bytes a second of the best of `repeats` copies; bytes read and bytes written both count.
 
-    One `numpy.copyto` a thread between arrays whose pages exist.
+    One `numpy.copyto` a thread, between arrays whose pages exist.
     """
     source = np.ones(COPY_BYTES // 8)
     target = np.zeros_like(source)
     target[:] = 1.0  # zeros are not backed by memory before they are written
-    parts = list(
-        zip(np.array_split(target, threads), np.array_split(source, threads), strict=True)
-    )
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(repeats):

@@ -52,10 +52,13 @@ class Compilations:
         self.count, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def reset(self) -> None:
+        self.count, self.seconds = 0, 0.0
+
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
             self.count += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 def load_ours(directory: Path) -> tuple[ModelConfig, Params]:
@@ -145,9 +148,7 @@ class Transformers:
     ) -> Samples:
         width = max(map(len, prompts))
         padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        )
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         rows = [length for group in lengths for length in group]
         sampling: dict[str, Any] = {"do_sample": False}
         if workload.temperature:

@@ -92,7 +92,7 @@ def spread_lengths(vocabulary: int, scale: float) -> Workload:
 
 def equal_groups(vocabulary: int, scale: float) -> Workload:
     """(c) 7 samples of 64 tokens for each prompt of 1,024."""
-    count = max(round(8 * scale), 1)
+    count = max(round(8 * scale), 2)
     return Workload(
         name="c",
         title=f"{count} prompts of 1,024 x 7 samples x 64 new tokens",

@@ -150,12 +150,16 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Convert a small model and judge a few pairs with it, on the CPU."""
+    """Convert a small model and judge six pairs with it; a CPU will do."""
 
     workdir: str = "demo"
     """Where the converted model and the verdicts go."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = 128
     """The longest trace, in tokens."""
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is converted. Raises UserError."""
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
 
 
 STAGES: dict[str, type] = {"judge": JudgeConfig, "convert": ConvertConfig, "demo": DemoConfig}

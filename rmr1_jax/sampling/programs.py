@@ -45,8 +45,10 @@ class Programs:
         self.run = self._jit(partial(run, config), donate_argnums=1)
         self._reshaping: dict[tuple[Any, ...], Callable[[EngineState], EngineState]] = {}
 
-    def new_state(self, entries: int, width: int, max_new_tokens: int, slots: int) -> EngineState:
-        """An empty state, `entries` and `slots` of one data group."""
+    def new_state(
+        self, *, entries: int, prompts: int, width: int, max_new_tokens: int, slots: int
+    ) -> EngineState:
+        """An empty state for a data group; `prompts`: how many there are at the most."""
         G = self.group_size
         build = partial(
             init_state,
@@ -54,7 +56,7 @@ class Programs:
             group_size=G,
             slots=slots,
             # A lane is held until its last sample ends: spare lanes keep slots busy meanwhile.
-            lanes=slots if G == 1 else min(slots, 2 * -(-slots // G) + 1),
+            lanes=slots if G == 1 else min(slots, prompts, 2 * -(-slots // G) + 1),
             columns=ring_size(1),
             max_new_tokens=max_new_tokens,
             dtype=self.weights["embed"]["embedding"].dtype,

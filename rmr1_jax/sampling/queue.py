@@ -62,9 +62,15 @@ class Queue:
         self.tickets = itertools.count()
         if self.ahead:
             width = prompt_width(max(len(request.tokens) for _, request in self.ahead))
-            slots = min(slots, max(1, -(-len(self.ahead) * G // groups)))
+            prompts = -(-len(self.ahead) // groups)
             self.entries = [None] * (entries * groups)
-            self.state = programs.new_state(entries, width, ring_size(max_new_tokens), slots)
+            self.state = programs.new_state(
+                entries=entries,
+                prompts=prompts,
+                width=width,
+                max_new_tokens=ring_size(max_new_tokens),
+                slots=min(slots, prompts * G),
+            )
 
     @property
     def waiting(self) -> bool:

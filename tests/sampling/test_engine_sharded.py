@@ -44,7 +44,7 @@ def test_heads_are_split_and_weights_are_not_gathered_in_the_decode_loop(
 ) -> None:
     mesh = make_mesh(MeshShape(2, 2, 2))
     programs = engine_on(mesh, config, params, samples=3).programs
-    state = programs.new_state(entries=4, width=128, max_new_tokens=128, slots=2)
+    state = programs.new_state(entries=4, prompts=4, width=128, max_new_tokens=128, slots=2)
     for cache in (*state.prompts, *state.responses):
         rows, heads, columns, head_dim = cache.key.shape
         local = cache.key.sharding.shard_shape(cache.key.shape)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -50,7 +51,7 @@ def by_index(found: Iterator[tuple[int, list[Judgement]]]) -> list[list[Judgemen
 
 
 def test_greedy_traces_are_those_of_transformers_generate(judge: Judge, minimind_dir: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(minimind_dir)
     found = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=64)))
     for preference, [judgement] in zip(PAIRS, found, strict=True):

@@ -1,0 +1,155 @@
+"""One workload on both engines, in turn, and everything that is counted about it."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from benchmarks.bandwidth import least_traffic
+from benchmarks.peers import Compilations, Ours, Samples, Transformers, check_lengths, timed
+from benchmarks.workloads import Workload
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.transformer import Params
+
+
+def measure(
+    workload: Workload,
+    config: ModelConfig,
+    weights: Params,
+    transformers: Transformers | None,
+    *,
+    slots: int | None,
+    repeats: int,
+    bandwidth: float,
+    compilations: Compilations,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """First calls, then `repeats` pairs of calls: ours, theirs, ours, theirs.
+
+    Args:
+      transformers: None leaves it out.
+      bandwidth: bytes a second, for the floor.
+      say: is told what has been measured.
+    """
+    ours = Ours(config, weights, workload, slots)
+    result: dict[str, Any] = {
+        "name": workload.name,
+        "title": workload.title,
+        "tokens": workload.tokens,
+        "prompt_tokens": workload.prompt_tokens,
+        "group_size": workload.group_size,
+        "temperature": workload.temperature,
+    }
+
+    compilations.reset()
+    first, samples = timed(lambda: ours.run(workload))
+    check_lengths(workload, samples, "rmr1_jax")
+    result["ours"] = {
+        "slots": ours.engine.slots,
+        "first_seconds": first,
+        "first_compiled": compilations.count,
+        "first_compile_seconds": compilations.seconds,
+    }
+    say(f"rmr1_jax, first call: {first:.2f} s, {compilations.count} programs compiled")
+
+    if transformers:
+        attention = transformers.choose_attention(workload)
+        theirs_first, theirs_samples = timed(lambda: transformers.run(workload))
+        check_lengths(workload, theirs_samples, "transformers")
+        result["theirs"] = {
+            "batch": transformers.batch,
+            "attention": min(attention, key=lambda name: attention[name]),
+            "attention_seconds": attention,
+            "first_seconds": theirs_first,
+            "row_steps": transformers.row_steps(workload),
+            "prefill_tokens": transformers.prefill_tokens(workload),
+            "occupancy": workload.tokens / transformers.row_steps(workload),
+        }
+        say(f"transformers ({result['theirs']['attention']}), first call: {theirs_first:.2f} s")
+        if workload.temperature == 0:
+            result["agreement"] = agreement(samples, theirs_samples)
+
+    compilations.reset()
+    ours_seconds, theirs_seconds = [], []
+    for _ in range(repeats):
+        seconds, samples = timed(lambda: ours.run(workload))
+        check_lengths(workload, samples, "rmr1_jax")
+        ours_seconds.append(seconds)
+        line = f"rmr1_jax {workload.tokens / seconds:,.1f} tokens/s"
+        if transformers:
+            seconds, samples = timed(lambda: transformers.run(workload))
+            check_lengths(workload, samples, "transformers")
+            theirs_seconds.append(seconds)
+            line += f", transformers {workload.tokens / seconds:,.1f}"
+        say(line)
+    work = ours.work
+    result["ours"] |= speed(workload, ours_seconds) | {
+        "compiled": compilations.count,
+        "steps": work.steps,
+        "row_steps": work.row_steps,
+        "occupancy": work.occupancy,
+        "prefill_tokens": work.prefill_tokens,
+        "prefilled_of_copies": work.prefill_tokens / (workload.prompt_tokens * workload.group_size),
+        "programs": sorted(work.programs),
+    }
+    if transformers:
+        result["theirs"] |= speed(workload, theirs_seconds)
+        result["ratio"] = ratios(ours_seconds, theirs_seconds)
+
+    traffic = least_traffic(workload, config, weights, work.steps)
+    floor = traffic.total / bandwidth
+    prompts = prompt_seconds(ours, workload, repeats)
+    median = result["ours"]["median_seconds"]
+    result["floor"] = {
+        **asdict(traffic),
+        "seconds": floor,
+        "measured_over_floor": median / floor,
+        "prompt_seconds": prompts,
+        "decode_over_floor": (median - prompts) / floor,
+    }
+    return result
+
+
+def prompt_seconds(ours: Ours, workload: Workload, repeats: int) -> float:
+    """Median seconds of the same prompts when every response is one token long."""
+    short = replace(workload, lengths=[[1] * workload.group_size] * len(workload.prompts))
+    short = replace(short, stop_ids=())
+    ours.run(short)
+    return statistics.median(timed(lambda: ours.run(short))[0] for _ in range(repeats))
+
+
+def speed(workload: Workload, seconds: list[float]) -> dict[str, Any]:
+    """Medians over the repeats."""
+    median = statistics.median(seconds)
+    return {
+        "seconds": seconds,
+        "median_seconds": median,
+        "tokens_per_second": workload.tokens / median,
+    }
+
+
+def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times faster ours is: by the medians, and by the pairs of neighbouring calls."""
+    pairs = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
+    return {
+        "of_medians": statistics.median(theirs) / statistics.median(ours),
+        "pairs_min": min(pairs),
+        "pairs_median": statistics.median(pairs),
+        "pairs_max": max(pairs),
+    }
+
+
+def agreement(ours: Samples, theirs: Samples) -> dict[str, float]:
+    """Greedy tokens of both: the share of equal samples, and of tokens before a first difference.
+
+    Two likeliest tokens whose logits differ in the last bits may be ordered either way; all tokens
+    after that differ.
+    """
+    equal = same = total = 0
+    for group, other in zip(ours, theirs, strict=True):
+        for mine, its in zip(group, other, strict=True):
+            differs = (i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
+            same += next(differs, len(mine))
+            equal += mine == its
+            total += len(mine)
+    return {"samples": equal / sum(map(len, ours)), "tokens": same / total}
