@@ -32,15 +32,17 @@ def torch_attention(
 
 @pytest.mark.parametrize(("N", "K"), [(6, 6), (6, 2), (6, 1)])
 def test_outputs_and_gradients_are_those_of_torch(N: int, K: int) -> None:
-    *qkv, mask = random_inputs(0, N=N, K=K)
-    ours = attention(*qkv, mask)
-    theirs = [torch.tensor(np.asarray(x), requires_grad=True) for x in qkv]
-    expected = torch_attention(*theirs, torch.tensor(np.asarray(mask)))
+    query, key, value, mask = random_inputs(0, N=N, K=K)
+    ours = attention(query, key, value, mask)
+    theirs = [torch.tensor(np.asarray(x), requires_grad=True) for x in (query, key, value)]
+    expected = torch_attention(theirs[0], theirs[1], theirs[2], torch.tensor(np.asarray(mask)))
     np.testing.assert_allclose(ours, expected.detach().numpy(), atol=2e-6)
     expected.square().sum().backward()
-    gradients = jax.grad(lambda args: jnp.sum(attention(*args, mask) ** 2))(tuple(qkv))
+    loss = lambda q, k, v: jnp.sum(attention(q, k, v, mask) ** 2)  # noqa: E731
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
     for gradient, tensor in zip(gradients, theirs, strict=True):
-        np.testing.assert_allclose(gradient, tensor.grad, atol=2e-5)
+        assert tensor.grad is not None
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), atol=2e-5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -72,10 +74,10 @@ def test_a_part_without_keys_changes_nothing_and_is_never_nan() -> None:
 
 def test_scores_and_sums_are_fp32_whatever_the_inputs() -> None:
     query, key, value, mask = random_inputs(2, S=512)
-    half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    part = partial_attention(*half, mask)
+    q, k, v = (x.astype(jnp.bfloat16) for x in (query, key, value))
+    part = partial_attention(q, k, v, mask)
     assert all(leaf.dtype == jnp.float32 for leaf in PartialAttention(*part))
-    out = attention(*half, mask)
+    out = attention(q, k, v, mask)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         out.astype(np.float32), attention(query, key, value, mask), atol=0.03
