@@ -10,7 +10,6 @@ converted once to a Hugging Face directory, which both engines load.
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -20,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.bandwidth import COPY_BYTES, copy_bandwidth, weight_bytes
+from benchmarks.machine import cores, limit_threads, processor
 from benchmarks.measure import measure
 from benchmarks.peers import Compilations, Ours, Transformers, load_ours
+from benchmarks.prompts import MakePrompts, prompt_maker
 from benchmarks.report import print_report
 from benchmarks.startup import measure_startup
 from benchmarks.workloads import (
@@ -39,8 +39,6 @@ from rmr1_jax.config import ConvertConfig
 from rmr1_jax.errors import UserError
 from rmr1_jax.main import quiet_libraries
 from rmr1_jax.models.checkpoint import recognise
-from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.transformer import Params
 from rmr1_jax.stages import convert
 
 WORKLOADS = ("a", "b", "c", "c_spread")
@@ -150,10 +148,15 @@ def measure_model(
     directory = as_huggingface(model)
     config, weights = load_ours(directory)
     record["weight_bytes"] = weight_bytes(config, weights)
+    make_prompts = prompt_maker(directory, config.vocab_size)
+
+    def run_ours(workload: Workload) -> list[list[list[int]]]:
+        return Ours(config, weights, workload, options.slots).run(workload)
+
     transformers = Transformers(directory, options.batch)
     for name in options.only:
         say.prefix = f"{record['model']} ({name}): "
-        workload = make_workload(name, config, weights, options)
+        workload = make_workload(name, make_prompts, options.scale, run_ours)
         record["workloads"].append(
             measure(
                 workload,
@@ -182,18 +185,16 @@ class Log:
 
 
 def make_workload(
-    name: str, config: ModelConfig, weights: Params, options: argparse.Namespace
+    name: str,
+    make_prompts: MakePrompts,
+    scale: float,
+    run: Callable[[Workload], list[list[list[int]]]],
 ) -> Workload:
-    V, scale = config.vocab_size, options.scale
-
-    def sample_freely(workload: Workload) -> list[list[list[int]]]:
-        return Ours(config, weights, workload, options.slots).run(workload)
-
     make: dict[str, Callable[[], Workload]] = {
-        "a": lambda: equal_lengths(V),
-        "b": lambda: spread_lengths(V, scale),
-        "c": lambda: equal_groups(V, scale),
-        "c_spread": lambda: spread_groups(V, scale, sample_freely),
+        "a": lambda: equal_lengths(make_prompts),
+        "b": lambda: spread_lengths(make_prompts, scale),
+        "c": lambda: equal_groups(make_prompts, scale),
+        "c_spread": lambda: spread_groups(make_prompts, scale, run),
     }
     return make[name]()
 
@@ -212,31 +213,6 @@ def as_huggingface(model: Path) -> Path:
             )
         )
     return directory
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def limit_threads(threads: int) -> None:
-    """Give both engines so many threads; XLA takes one for each core that it may use."""
-    if threads < cores():
-        if sys.platform != "linux":
-            raise UserError(f"--threads below {cores()} is possible on Linux only")
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    torch.set_num_threads(threads)
-    # torch runs on the CPU here, and so does what it is compared with.
-    jax.config.update("jax_platforms", "cpu")
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write(report: dict[str, Any], output: Path) -> None:

@@ -1,11 +1,12 @@
 """One workload on both engines, in turn, and everything that is counted about it."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.bandwidth import least_traffic
+from benchmarks.machine import OtherLoad
 from benchmarks.peers import Compilations, Ours, Samples, Transformers, check_lengths, timed
 from benchmarks.workloads import Workload
 from rmr1_jax.models.config import ModelConfig
@@ -32,18 +33,22 @@ def measure(
       say: is told what has been measured.
     """
     ours = Ours(config, weights, workload, slots)
+    compilations.reset()
+    first, samples = timed(lambda: ours.run(workload))
+    if workload.stop_ids:
+        workload = replace(workload, lengths=[[len(s) for s in group] for group in samples])
+    check_lengths(workload, samples, "rmr1_jax")
+    lengths = [length for group in workload.lengths for length in group]
     result: dict[str, Any] = {
         "name": workload.name,
         "title": workload.title,
         "tokens": workload.tokens,
+        "mean_length": statistics.mean(lengths),
+        "longest": max(lengths),
         "prompt_tokens": workload.prompt_tokens,
         "group_size": workload.group_size,
         "temperature": workload.temperature,
     }
-
-    compilations.reset()
-    first, samples = timed(lambda: ours.run(workload))
-    check_lengths(workload, samples, "rmr1_jax")
     result["ours"] = {
         "slots": ours.engine.slots,
         "first_seconds": first,
@@ -67,9 +72,10 @@ def measure(
         }
         say(f"transformers ({result['theirs']['attention']}), first call: {theirs_first:.2f} s")
         if workload.temperature == 0:
-            result["agreement"] = agreement(samples, theirs_samples)
+            result["agreement"] = agreement(samples, theirs_samples, config.eos_token_ids)
 
     compilations.reset()
+    load = OtherLoad()
     ours_seconds, theirs_seconds = [], []
     for _ in range(repeats):
         seconds, samples = timed(lambda: ours.run(workload))
@@ -83,6 +89,7 @@ def measure(
             line += f", transformers {workload.tokens / seconds:,.1f}"
         say(line)
     work = ours.work
+    result["other_load"] = load.cores()
     result["ours"] |= speed(workload, ours_seconds) | {
         "compiled": compilations.count,
         "steps": work.steps,
@@ -139,17 +146,18 @@ def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
     }
 
 
-def agreement(ours: Samples, theirs: Samples) -> dict[str, float]:
+def agreement(ours: Samples, theirs: Samples, ends: Sequence[int]) -> dict[str, float]:
     """Greedy tokens of both: the share of equal samples, and of tokens before a first difference.
 
-    Two likeliest tokens whose logits differ in the last bits may be ordered either way; all tokens
-    after that differ.
+    Compared up to our first end token, after which a model that was forced on repeats itself. Two
+    likeliest tokens whose logits differ in the last bits may be ordered either way; from there on
+    the samples differ.
     """
     equal = same = total = 0
     for group, other in zip(ours, theirs, strict=True):
-        for mine, its in zip(group, other, strict=True):
-            differs = (i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
-            same += next(differs, len(mine))
-            equal += mine == its
-            total += len(mine)
-    return {"samples": equal / sum(map(len, ours)), "tokens": same / total}
+        for sample, its in zip(group, other, strict=True):
+            length = next((i for i, token in enumerate(sample, 1) if token in ends), len(sample))
+            pairs = zip(sample[:length], its[:length], strict=True)
+            before = next((i for i, (a, b) in enumerate(pairs) if a != b), length)
+            same, total, equal = same + before, total + length, equal + (before == length)
+    return {"samples": equal / sum(map(len, ours)), "tokens": same / total, "compared": total}

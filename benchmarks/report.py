@@ -19,6 +19,7 @@ COLUMNS = (
     "same greedy tokens",
 )
 ABSENT = "–"  # noqa: RUF001
+DISTURBED = 0.1  # cores that others may use before the numbers are called unfit
 
 
 def print_report(report: dict[str, Any], *, markdown: bool) -> None:
@@ -70,6 +71,12 @@ def notes(report: dict[str, Any]) -> list[str]:
     )
     if attention:
         found.append(f"transformers with its faster attention: {'; '.join(attention)}.")
+    loads = [work["other_load"] or 0.0 for m in report["models"] for work in m["workloads"]]
+    if max(loads, default=0.0) > DISTURBED:
+        found.append(
+            f"Not a quiet machine: other processes kept up to {max(loads):.2f} cores busy during "
+            "the measured calls. Do not quote these numbers."
+        )
     late = sum(work["ours"]["compiled"] for m in report["models"] for work in m["workloads"])
     if late:
         found.append(f"{late} programs were compiled during measured calls, which slowed them.")

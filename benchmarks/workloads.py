@@ -9,19 +9,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.prompts import MakePrompts
 from rmr1_jax.sampling.driver import Request
 
 SIGMA = 1.0  # of the logarithm of a length: 8 times the mean is then its 99.5th percentile
 MEAN_LENGTH = 64  # an eighth of a judge's, which keeps a run on a CPU within minutes
 LONGEST_LENGTH = 8 * MEAN_LENGTH
+SPREAD = f"mean {MEAN_LENGTH}, longest {LONGEST_LENGTH}"
 
 
 @dataclass(frozen=True)
 class Workload:
     """Prompts, each answered by a group of samples of given lengths.
 
-    With `stop_ids` (one tuple a prompt) a sample ends at the first of them; without, every sample
-    of a prompt has the length that is its request's `max_new_tokens`.
+    Without `stop_ids` every sample of a prompt has the length that is its request's
+    `max_new_tokens`. With them (one tuple a prompt) it ends at the first of them, and `lengths` are
+    what is hoped for: read them off the first run.
     """
 
     name: str
@@ -62,41 +65,39 @@ class Workload:
         ]
 
 
-def equal_lengths(vocabulary: int) -> Workload:
+def equal_lengths(make_prompts: MakePrompts) -> Workload:
     """(a) 16 rows that start and end together."""
     return Workload(
         name="a",
         title="16 rows x 128 prompt + 128 new tokens",
-        prompts=_prompts([128] * 16, vocabulary, seed=1),
+        prompts=make_prompts([128] * 16, 1),
         lengths=[[128]] * 16,
         limit=128,
         slots=16,
     )
 
 
-def spread_lengths(vocabulary: int, scale: float) -> Workload:
+def spread_lengths(make_prompts: MakePrompts, scale: float) -> Workload:
     """(b) log-normal lengths, the longest 8 times the mean."""
     count = max(round(128 * scale), 16)
-    lengths = log_normal_lengths(count, seed=2)
     widths = np.random.default_rng(3).integers(64, 128, count, endpoint=True)
     return Workload(
         name="b",
-        title=f"{count} requests, lengths log-normal (mean {MEAN_LENGTH}, longest "
-        f"{LONGEST_LENGTH}), prompts of 64 to 128",
-        prompts=_prompts(widths.tolist(), vocabulary, seed=4),
-        lengths=[[length] for length in lengths],
+        title=f"{count} requests, lengths log-normal ({SPREAD}), prompts of 64 to 128",
+        prompts=make_prompts(widths.tolist(), 4),
+        lengths=[[length] for length in log_normal_lengths(count, seed=2)],
         limit=LONGEST_LENGTH,
         slots=16,
     )
 
 
-def equal_groups(vocabulary: int, scale: float) -> Workload:
+def equal_groups(make_prompts: MakePrompts, scale: float) -> Workload:
     """(c) 7 samples of 64 tokens for each prompt of 1,024."""
     count = max(round(8 * scale), 2)
     return Workload(
         name="c",
         title=f"{count} prompts of 1,024 x 7 samples x 64 new tokens",
-        prompts=_prompts([1024] * count, vocabulary, seed=5),
+        prompts=make_prompts([1024] * count, 5),
         lengths=[[64] * 7] * count,
         limit=64,
         slots=28,
@@ -105,36 +106,31 @@ def equal_groups(vocabulary: int, scale: float) -> Workload:
 
 
 def spread_groups(
-    vocabulary: int, scale: float, sample_freely: Callable[[Workload], list[list[list[int]]]]
+    make_prompts: MakePrompts, scale: float, run: Callable[[Workload], list[list[list[int]]]]
 ) -> Workload:
-    """(c) with log-normal lengths in each group; for the occupancy of our engine only.
+    """(c) with log-normal lengths inside each group; for the occupancy of our engine only.
 
-    A request has one maximum for all its samples. So the samples are first drawn to the limit
-    (`sample_freely`), then each prompt gets stop ids that end its samples near the wanted lengths:
-    the same random numbers draw the same tokens again. `lengths` are those that come out.
+    A request has one maximum for all its samples, so these end by stop ids. At a very high
+    temperature samples have tokens of their own; `run` draws them all to the limit, and each prompt
+    gets the stop ids that end its samples where they should: the same random numbers draw the same
+    tokens again.
     """
-    equal = equal_groups(vocabulary, scale)
+    equal = equal_groups(make_prompts, scale)
     count, group_size = len(equal.prompts), equal.group_size
     wanted = np.reshape(log_normal_lengths(count * group_size, seed=6), (count, group_size))
-    free = replace(equal, lengths=[[LONGEST_LENGTH] * group_size] * count, limit=LONGEST_LENGTH)
-    samples = sample_freely(free)
-    stop_ids = [
-        choose_stop_ids(group, lengths.tolist())
-        for group, lengths in zip(samples, wanted, strict=True)
-    ]
-    lengths = [
-        [length_until(sample, stops) for sample in group]
-        for group, stops in zip(samples, stop_ids, strict=True)
-    ]
-    return replace(
-        free,
+    free = replace(
+        equal,
         name="c_spread",
-        title=f"{count} prompts of 1,024 x 7 samples, lengths log-normal (mean "
-        f"{np.mean(lengths):.0f}, longest {np.max(lengths)})",
-        lengths=lengths,
-        stop_ids=stop_ids,
+        title=f"{count} prompts of 1,024 x 7 samples, lengths log-normal ({SPREAD})",
+        lengths=[[LONGEST_LENGTH] * group_size] * count,
+        limit=LONGEST_LENGTH,
+        temperature=1000.0,
         with_transformers=False,
     )
+    samples = run(free)
+    lengths = wanted.tolist()
+    stop_ids = [choose_stop_ids(*group) for group in zip(samples, lengths, strict=True)]
+    return replace(free, lengths=lengths, stop_ids=stop_ids)
 
 
 def log_normal_lengths(
@@ -186,13 +182,3 @@ def choose_stop_ids(samples: Sequence[list[int]], wanted: Sequence[int]) -> tupl
             stops.append(best)
             ends[own] = fitting[best]
     return tuple(stops)
-
-
-def length_until(sample: Sequence[int], stops: Sequence[int]) -> int:
-    """Length of a sample that ends with the first of the stop ids."""
-    return next((i for i, token in enumerate(sample, start=1) if token in stops), len(sample))
-
-
-def _prompts(widths: Sequence[int], vocabulary: int, seed: int) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocabulary, width).tolist() for width in widths]

@@ -18,19 +18,23 @@ from rmr1_jax.models.config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """[B, K, C, H]: B lanes or slots, C columns."""
+    """B lanes or slots, C columns. Keys lie transposed (`ops.attention.partial_attention`)."""
 
-    key: Float[Array, "B K C H"]
+    key: Float[Array, "B K H C"]
     value: Float[Array, "B K C H"]
+
+    @property
+    def columns(self) -> int:
+        return self.value.shape[2]
 
 
 KVCache = tuple[LayerCache, ...]
 
 
 def empty_cache(config: ModelConfig, rows: int, columns: int, dtype: DTypeLike) -> KVCache:
-    shape = (rows, config.num_kv_heads, columns, config.head_dim)
+    K, H = config.num_kv_heads, config.head_dim
     return tuple(
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        LayerCache(jnp.zeros((rows, K, H, columns), dtype), jnp.zeros((rows, K, columns, H), dtype))
         for _ in range(config.num_layers)
     )
 
@@ -43,10 +47,9 @@ def write(
     column: Int[Array, ""],
 ) -> LayerCache:
     """Write T columns of B rows, from (row, column) on."""
-    at = (row, 0, column, 0)
     return LayerCache(
-        jax.lax.dynamic_update_slice(cache.key, key.swapaxes(1, 2), at),
-        jax.lax.dynamic_update_slice(cache.value, value.swapaxes(1, 2), at),
+        jax.lax.dynamic_update_slice(cache.key, key.transpose(0, 2, 3, 1), (row, 0, 0, column)),
+        jax.lax.dynamic_update_slice(cache.value, value.swapaxes(1, 2), (row, 0, column, 0)),
     )
 
 
@@ -68,12 +71,24 @@ def resize_ring(
 
     The newest column becomes column min(old, new) - 1. A smaller ring keeps the newest columns.
     """
-    old = cache[0].key.shape[2]
+    old = cache[0].columns
     kept = min(old, columns)
 
-    def move(x: Array) -> Array:
-        newest = jnp.roll(x[rows], -cursor, axis=2)[:, :, old - kept :]
-        return jnp.pad(newest, ((0, 0), (0, 0), (0, columns - kept), (0, 0)))
+    def move(x: Array, axis: int) -> Array:
+        oldest_first = jnp.roll(x[rows], -cursor, axis)
+        return fit(jax.lax.slice_in_dim(oldest_first, old - kept, old, axis=axis), columns, axis)
 
-    moved = tuple(LayerCache(move(layer.key), move(layer.value)) for layer in cache)
+    moved = tuple(LayerCache(move(layer.key, 3), move(layer.value, 2)) for layer in cache)
     return moved, jnp.full_like(cursor, kept % columns)
+
+
+def fit_columns(cache: KVCache, columns: int) -> KVCache:
+    """Zero columns added, or the last columns dropped."""
+    return tuple(LayerCache(fit(x.key, columns, 3), fit(x.value, columns, 2)) for x in cache)
+
+
+def fit(x: Array, size: int, axis: int) -> Array:
+    """`x` with `size` entries along `axis`: zeros added or entries dropped at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, max(size - x.shape[axis], 0))
+    return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, size, axis=axis)

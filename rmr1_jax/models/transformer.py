@@ -199,7 +199,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, weights)(x, rope, attend), None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
-            return attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+            return attention(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
 
         x, _ = jax.lax.scan(layer, self.embed_tokens(tokens), stacked)
         return self.final_norm(x)

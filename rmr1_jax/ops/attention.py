@@ -26,14 +26,15 @@ class PartialAttention(NamedTuple):
 
 def partial_attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B K S H"],
+    key: Float[Array, "B K H S"],
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B #T S"],
 ) -> PartialAttention:
     """Attend from N query heads to K key heads (N a multiple of K), softmax in fp32.
 
-    Keys and values carry their heads before their positions: that is how the caches lie in memory,
-    and matrix products over them are several times faster on CPU than over [B, S, K, H].
+    Keys and values carry their heads before their positions, and keys are transposed: as the caches
+    lie in memory. Both products then read their right side row by row; the usual layouts make XLA
+    pack it anew at every call, which costs several times the product itself on CPU.
     """
     B, T, N, H = query.shape
     K = key.shape[1]
@@ -42,7 +43,7 @@ def partial_attention(
     # [B, K, T, groups] rows share a key head.
     rows = (query * H**-0.5).reshape(B, T, K, groups, H).transpose(0, 2, 1, 3, 4)
     scores = jnp.einsum(
-        "bkrh,bksh->bkrs",
+        "bkrh,bkhs->bkrs",
         rows.reshape(B, K, T * groups, H),
         key,
         precision=precision,
@@ -79,7 +80,7 @@ def merge(*parts: PartialAttention) -> Float[Array, "B T N H"]:
 
 def attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B K S H"],
+    key: Float[Array, "B K H S"],
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T N H"]:

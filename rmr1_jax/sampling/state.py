@@ -8,7 +8,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.kv_cache import KVCache, LayerCache, empty_cache, resize_ring
+from rmr1_jax.models.kv_cache import (
+    KVCache,
+    LayerCache,
+    empty_cache,
+    fit,
+    fit_columns,
+    resize_ring,
+)
 
 IDLE = -1
 NOT_WAITING = jnp.iinfo(jnp.int32).max
@@ -112,12 +119,12 @@ class EngineState:
     outputs: Outputs
     counters: Counters
     cursor: Int[Array, "1"]  # next column of the ring
-    prompts: KVCache  # [lanes, K, P, H] a layer
-    responses: KVCache  # [S, K, C, H] a layer
+    prompts: KVCache  # lanes x P columns
+    responses: KVCache  # slots x C columns, a ring
 
     @property
     def columns(self) -> int:
-        return self.responses[0].key.shape[2]
+        return self.responses[0].columns
 
     @property
     def group_size(self) -> int:
@@ -176,19 +183,12 @@ def resize(state: EngineState, *, columns: int, width: int | None = None) -> Eng
     everyone = jnp.arange(state.slots.request.shape[0])
     responses, cursor = resize_ring(state.responses, state.cursor[0], columns, everyone)
     state = replace(state, responses=responses, cursor=cursor[None])
-    old = state.requests.tokens.shape[1]
-    if width is None or width == old:
+    if width is None:
         return state
-
-    def fit(x: Array, axis: int) -> Array:
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, max(width - old, 0))
-        return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, width, axis=axis)
-
     return replace(
         state,
-        requests=replace(state.requests, tokens=fit(state.requests.tokens, 1)),
-        prompts=tuple(LayerCache(fit(x.key, 2), fit(x.value, 2)) for x in state.prompts),
+        requests=replace(state.requests, tokens=fit(state.requests.tokens, width, axis=1)),
+        prompts=fit_columns(state.prompts, width),
     )
 
 

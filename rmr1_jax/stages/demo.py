@@ -46,9 +46,9 @@ TRACE_BY_HAND = """\
 <answer>[[B]]</answer>"""
 
 CLOSING = """\
-A model of 135 million parameters that was never trained to judge judges badly: expect few verdicts
-from it, and no sense in those. What you saw is the machinery, run on real weights. Training a model
-to judge comes with later stages of rmr1_jax."""
+This model has 135 million parameters and never learned to judge, so it judges badly: expect few
+verdicts from it, and no sense in those. What you saw is the machinery, run on real weights.
+Training a model to judge comes with later stages of rmr1_jax."""
 
 
 def run(config: DemoConfig) -> int:

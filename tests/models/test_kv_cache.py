@@ -10,13 +10,13 @@ from rmr1_jax.models.kv_cache import KVCache, LayerCache, resize_ring, ring_mask
 
 
 def ring(rows: int, columns: int) -> KVCache:
-    return (LayerCache(jnp.zeros((rows, 1, columns, 1)), jnp.zeros((rows, 1, columns, 1))),)
+    return (LayerCache(jnp.zeros((rows, 1, 1, columns)), jnp.zeros((rows, 1, columns, 1))),)
 
 
 def write_steps(cache: KVCache, cursor: int, steps: range) -> tuple[KVCache, int]:
     """At each step every row writes 100 * row + step."""
     [layer] = cache
-    rows, _, columns, _ = layer.key.shape
+    rows, columns = layer.key.shape[0], layer.columns
     for step in steps:
         token = (100.0 * jnp.arange(rows) + step).reshape(rows, 1, 1, 1)
         layer = write(layer, token, -token, 0, jnp.int32(cursor))
@@ -27,10 +27,10 @@ def write_steps(cache: KVCache, cursor: int, steps: range) -> tuple[KVCache, int
 def visible(cache: KVCache, cursor: int, lengths: list[int]) -> list[list[float]]:
     """The tokens each row sees, oldest first."""
     [layer] = cache
-    columns = layer.key.shape[2]
+    columns = layer.columns
     newest = (cursor - 1) % columns
     mask = np.asarray(ring_mask(jnp.int32(newest), jnp.array(lengths), columns))
-    keys = np.asarray(layer.key)[:, 0, :, 0]
+    keys = np.asarray(layer.key)[:, 0, 0, :]
     assert (np.asarray(layer.value)[:, 0, :, 0] == -keys).all()
     return [sorted(row[seen].tolist()) for row, seen in zip(keys, mask, strict=True)]
 
@@ -59,7 +59,7 @@ def test_a_ring_of_another_size_shows_the_same_and_goes_on(steps: int, columns: 
     order = [lengths[2], lengths[0], lengths[1]]
     assert visible(moved, int(place), order) == [before[2], before[0], before[1]]
     [layer] = moved
-    assert layer.key.shape == (3, 1, columns, 1)
+    assert layer.key.shape == (3, 1, 1, columns) and layer.columns == columns
     token = jnp.full((3, 1, 1, 1), 7.0)
     after = (write(layer, token, -token, 0, place),)
     assert [row[0] for row in visible(after, int(place) + 1, [1, 1, 1])] == [7.0, 7.0, 7.0]

@@ -18,14 +18,14 @@ def random_inputs(
     draw = lambda *shape: jnp.asarray(rng.normal(0, 1, shape), jnp.float32)  # noqa: E731
     mask = rng.random((B, T, S)) < 0.6
     mask[:, :, 0] = True  # every query has a key
-    return draw(B, T, N, H), draw(B, K, S, H), draw(B, K, S, H), jnp.asarray(mask)
+    return draw(B, T, N, H), draw(B, K, H, S), draw(B, K, S, H), jnp.asarray(mask)
 
 
 def torch_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     out = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key, value, mask[:, None], enable_gqa=True
+        query.transpose(1, 2), key.mT, value, mask[:, None], enable_gqa=True
     )
     return out.transpose(1, 2)
 
@@ -50,8 +50,8 @@ def test_outputs_and_gradients_are_those_of_torch(N: int, K: int) -> None:
 def test_parts_merge_to_the_whole(seed: int, cut: int, scale: float) -> None:
     query, key, value, mask = random_inputs(seed)
     query = query * scale  # sharp distributions too
-    first = partial_attention(query, key[:, :, :cut], value[:, :, :cut], mask[:, :, :cut])
-    rest = partial_attention(query, key[:, :, cut:], value[:, :, cut:], mask[:, :, cut:])
+    first = partial_attention(query, key[..., :cut], value[:, :, :cut], mask[:, :, :cut])
+    rest = partial_attention(query, key[..., cut:], value[:, :, cut:], mask[:, :, cut:])
     whole = attention(query, key, value, mask)
     tolerance = 3e-6 * scale  # a score of 100 is itself only known to 1e-5
     np.testing.assert_allclose(merge(first, rest), whole, atol=tolerance)

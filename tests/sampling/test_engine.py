@@ -262,9 +262,7 @@ def test_no_cache_is_copied_while_decoding(
     _, state = one_program(config, samples, slots)
     run = jax.jit(partial(engine.run, config), donate_argnums=1)
     text = run.lower(weights, state, 100, 0).compile().as_text() or ""
-    shapes = {
-        ",".join(map(str, layer.key.shape)) for layer in (state.prompts[0], state.responses[0])
-    }
+    shapes = {",".join(map(str, leaf.shape)) for leaf in (*state.prompts[0], *state.responses[0])}
     copies = re.findall(r"= f32\[([0-9,]+)\][^ ]* copy\(", text)
     assert not shapes & set(copies)
     # Nor is any written whole: each update is one column of all slots, or one chunk of a prompt.

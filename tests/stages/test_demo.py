@@ -63,6 +63,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.slow
 def test_converts_once_then_judges_and_shows_every_pair(
     tiny_model: Path,
     tmp_path: Path,

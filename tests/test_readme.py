@@ -1,0 +1,105 @@
+"""What README.md says can be typed, opened and found."""
+
+import json
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from shlex import split
+from typing import Any
+
+import pytest
+
+from rmr1_jax.config import STAGES, ConvertConfig, JudgeConfig, parse_config, take_option
+from rmr1_jax.judging import Preference, preference_from_record
+from rmr1_jax.models.config import PROMPT_KEY
+from rmr1_jax.sampling.judge import Judgement
+from rmr1_jax.stages.judgement_record import PROBLEMS, judgement_record
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PROGRAM = "python -m rmr1_jax.main "
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+SHELL = "".join(blocks("bash")).replace("\\\n", " ")
+COMMANDS = [line.partition(PROGRAM)[2] for line in SHELL.splitlines() if PROGRAM in line]
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) == README.count(PROGRAM) > 5
+    assert {take_option(split(command), "stage")[0] for command in COMMANDS} >= {"judge", "convert"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_parses_and_passes_the_checks(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)  # recipes are named from here
+    stage, arguments = take_option(split(command), "stage")
+    assert stage in STAGES
+    config: Any = parse_config(stage, arguments)
+    if isinstance(config, JudgeConfig):
+        assert config.model == "MODEL_DIR"
+        config = replace(config, model=str(tmp_path))
+    config.check()
+    if isinstance(config, ConvertConfig) and config.input.endswith(".gguf"):
+        assert config.to == "huggingface"
+
+
+def test_a_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", README, re.MULTILINE))
+    assert {a or b for a, b in named} == {"demo", "test", "lint"} <= targets
+
+
+def test_a_relative_link_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (REPOSITORY / link.partition("#")[0]).exists()] == []
+
+
+def test_a_file_of_the_repository_that_is_mentioned_exists() -> None:
+    own = "rmr1_jax|configs|docs|tests|benchmarks"
+    paths = set(re.findall(rf"`((?:{own})(?:/[\w.-]+)*|[\w.-]+\.(?:py|txt|cfg|toml))`", README))
+    paths |= set(re.findall(r"--(?:config|constraint)[= ]([\w./-]+)", README))
+    assert {"setup.cfg", "constraints.txt", "rmr1_jax/models/tensors.py"} <= paths
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+
+
+def test_an_option_that_is_mentioned_exists() -> None:
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    named = {option.partition("=")[0] for option in re.findall(r"`--([\w=.,-]+)", prose)}
+    known = {field.name for kind in STAGES.values() for field in fields(kind)}
+    assert named - known - {"stage", "config", "debug", "editable"} == set()
+    assert f"`{PROMPT_KEY}`" in prose
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_a_python_snippet_compiles(snippet: str) -> None:
+    compile(snippet, "README.md", "exec")
+
+
+def test_the_example_records_are_pairs() -> None:
+    records = [json.loads(line) for line in "".join(blocks("json")).splitlines()]
+    assert len(records) == 3
+    for number, record in enumerate(records):
+        assert isinstance(preference_from_record(record, default_id=str(number)), Preference)
+
+
+def test_the_tables_name_every_field_of_an_output_record() -> None:
+    judgement = Judgement("A", None, None, None, None, None, "", 1, 1, "stop", -1.0)
+    [preference] = [
+        preference_from_record(json.loads(blocks("json")[0].splitlines()[0]), default_id="")
+    ]
+    record = judgement_record(preference, [judgement] * 2, [judgement] * 2)
+    section = README.partition("\n## Output\n")[2].partition("\n## ")[0]
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert named == set(record)
+    assert all(f'`"{problem}"`' in section for problem in PROBLEMS)
