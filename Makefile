@@ -43,8 +43,8 @@ lint: $(VENV)/.dev ## install, then check style, types and the direction of impo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## install, then measure decoding beside Hugging Face transformers
-	$(BIN)/python benchmarks/decode.py
+bench: $(VENV)/.dev ## install, then measure decoding beside Hugging Face transformers: make bench MODEL=DIR
+	$(BIN)/python -m benchmarks.decode --model=$(or $(MODEL),$(error name a model: make bench MODEL=DIR))
 
 clean: ## remove caches and what the demo wrote; the installed .venv stays
 	rm -rf demo build dist *.egg-info .cache .hypothesis .import_linter_cache

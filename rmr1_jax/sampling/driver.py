@@ -86,9 +86,9 @@ class Engine:
           after_chunk: called after every chunk with the work of this call so far.
         """
         for queue in self._chunks(requests, max_new_tokens):
-            yield from queue.harvest()
             if after_chunk:
                 after_chunk(self.work)
+            yield from queue.harvest()
 
     def stream(self, request: Request) -> Iterator[Sample]:
         """Yield sample 0 of one request as it grows; its last `finish_reason` is not None."""

@@ -275,7 +275,7 @@ def choose_prompt(
     checkpoint with the wrong prompt (spec §8.1, 10).
     """
     if given:
-        return load_prompt(given), "given by --prompt"
+        return load_prompt(given), "as asked for"
     if from_checkpoint:
         return load_prompt(from_checkpoint), "named by the checkpoint's config"
     if R1_ASSISTANT_TAG in (tokenizer.chat_template or ""):
