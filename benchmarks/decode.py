@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
         "bandwidth": {
             "bytes_per_second": bandwidth,
-            "method": f"numpy.copyto of {COPY_BYTES / 2**20:.0f} MiB in {options.threads} threads, "
+            "method": f"numpy.copyto of {COPY_BYTES / 2**20:.0f} MiB split over all threads, "
             "best of 7, read and written bytes",
         },
         "models": [],

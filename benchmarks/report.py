@@ -1,24 +1,14 @@
 """The results as a table for the terminal or for a Markdown document."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = (
-    "model",
-    "work",
-    "rmr1_jax, tokens/s",
-    "transformers, tokens/s",
-    "ratio (pairs)",
-    "first call, s (ours; theirs)",
-    "time / floor (without prompts)",
-    "occupancy (ours; theirs)",
-    "prompt tokens computed / copies",
-    "same greedy tokens",
-)
 ABSENT = "–"  # noqa: RUF001
+Cell = Callable[[dict[str, Any]], str]
+
 DISTURBED = 0.1  # cores that others may use before the numbers are called unfit
 
 
@@ -29,7 +19,7 @@ def print_report(report: dict[str, Any], *, markdown: bool) -> None:
         return
     console = Console()
     for columns, rows in _tables(report):
-        table = Table(*columns, title_justify="left")
+        table = Table(*columns)
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -52,25 +42,29 @@ def notes(report: dict[str, Any]) -> list[str]:
     for model in report["models"]:
         works |= {work["name"]: work["title"] for work in model["workloads"]}
     found = [f"({name}) {title}." for name, title in works.items()]
+    threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
     found += [
-        f"{machine['processor']}, {settings['threads']} threads, fp32; {versions}. Medians of "
-        f"{settings['repeats']} calls in turn, after a first call of each; the ratio of the "
-        "medians, in brackets the lowest and highest of the pairs.",
-        f"Copy bandwidth {report['bandwidth']['bytes_per_second'] / 1e9:.1f} GB/s "
-        f"({report['bandwidth']['method']}). The floor is the time to read the weights once a step "
-        "and the live KV entries once; prompts are computed besides, and in brackets their time "
-        "(measured with responses of one token) is taken off.",
+        f"{machine['processor']}, {threads}, fp32; {versions}. Medians of {settings['repeats']} "
+        "calls, ours and theirs in turn, after a first call of each; times faster: the ratio of "
+        "the medians, in brackets the lowest and highest ratio of a pair of neighbouring calls.",
+        "The floor is the time to read the weights once a step and the live KV entries once, at "
+        f"{report['bandwidth']['bytes_per_second'] / 1e9:.1f} GB/s "
+        f"({report['bandwidth']['method']}). Without prompts: the time of the same prompts with "
+        "responses of one token is taken off.",
         "Occupancy: rows that made a token over all rows, over all steps.",
+        "Same greedy tokens: those before the first that differs, up to the end token.",
     ]
-    attention = sorted(
-        f"{work['name']}: {work['theirs']['attention']}, batches of {work['theirs']['batch']} rows"
-        f" ({model['model']})"
+    attention = [
+        f"{work['theirs']['attention']} in ({work['name']}) of {model['model']}"
         for model in report["models"]
         for work in model["workloads"]
         if "theirs" in work
-    )
+    ]
     if attention:
-        found.append(f"transformers with its faster attention: {'; '.join(attention)}.")
+        found.append(
+            f"transformers takes {settings['batch']} rows at a time, in queue order, with the "
+            f"faster of its attention implementations: {', '.join(attention)}."
+        )
     loads = [work["other_load"] or 0.0 for m in report["models"] for work in m["workloads"]]
     if max(loads, default=0.0) > DISTURBED:
         found.append(
@@ -84,41 +78,58 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 
 def _tables(report: dict[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
-    works = [_row(m["model"], work) for m in report["models"] for work in m["workloads"]]
+    """(heads, rows): a table for each model with a column for each work, and one of the starts."""
+    tables: list[tuple[Sequence[str], list[list[str]]]] = []
+    for model in report["models"]:
+        works = model["workloads"]
+        if works:
+            rows = [[name, *map(cell, works)] for name, cell in MEASURES.items()]
+            tables.append(([model["model"], *(f"({work['name']})" for work in works)], rows))
     starts = [
         [
             model["model"],
-            f"{model['startup']['cold']:.1f}",
-            f"{model['startup']['warm']:.1f}",
+            f"{model['startup']['cold']:.1f} s",
+            f"{model['startup']['warm']:.1f} s",
             f"{model['startup']['warm_over_cold']:.2f}",
         ]
         for model in report["models"]
         if "startup" in model
     ]
-    columns = ("model", "first verdict, cold start, s", "warm start, s", "warm / cold")
-    return [
-        *([(COLUMNS, works)] if works else []),
-        *([(columns, starts)] if starts else []),
-    ]
+    if starts:
+        tables.append((["first verdict", "cold start", "warm start", "warm / cold"], starts))
+    return tables
 
 
-def _row(model: str, work: dict[str, Any]) -> list[str]:
-    ours, theirs, floor = work["ours"], work.get("theirs"), work["floor"]
-    ratio, agreement = work.get("ratio"), work.get("agreement")
-    return [
-        model,
-        f"({work['name']})",
-        f"{ours['tokens_per_second']:,.0f}",
-        f"{theirs['tokens_per_second']:,.0f}" if theirs else ABSENT,
-        f"{ratio['of_medians']:.2f} ({ratio['pairs_min']:.2f} to {ratio['pairs_max']:.2f})"
-        if ratio
-        else ABSENT,
-        f"{ours['first_seconds']:.1f}; " + (f"{theirs['first_seconds']:.1f}" if theirs else ABSENT),
-        f"{floor['measured_over_floor']:.2f} ({floor['decode_over_floor']:.2f})",
-        f"{ours['occupancy']:.2f}; " + (f"{theirs['occupancy']:.2f}" if theirs else ABSENT),
-        f"{ours['prefill_tokens']:,} / {work['prompt_tokens'] * work['group_size']:,}",
-        f"{agreement['tokens']:.1%}" if agreement else ABSENT,
-    ]
+def _theirs(form: str, key: str) -> Cell:
+    return lambda work: format(work["theirs"][key], form) if "theirs" in work else ABSENT
+
+
+def _ratio(work: dict[str, Any]) -> str:
+    if "ratio" not in work:
+        return ABSENT
+    ratio = work["ratio"]
+    return f"{ratio['of_medians']:.2f} ({ratio['pairs_min']:.2f} to {ratio['pairs_max']:.2f})"
+
+
+MEASURES: dict[str, Cell] = {
+    "rmr1_jax, tokens/s": lambda work: f"{work['ours']['tokens_per_second']:,.0f}",
+    "transformers, tokens/s": _theirs(",.0f", "tokens_per_second"),
+    "times faster (pairs)": _ratio,
+    "time / floor": lambda work: f"{work['floor']['measured_over_floor']:.2f}",
+    "without prompts": lambda work: f"{work['floor']['decode_over_floor']:.2f}",
+    "occupancy, rmr1_jax": lambda work: f"{work['ours']['occupancy']:.2f}",
+    "occupancy, transformers": _theirs(".2f", "occupancy"),
+    "prompt tokens x samples": lambda work: f"{work['prompt_tokens'] * work['group_size']:,}",
+    "computed, rmr1_jax": lambda work: f"{work['ours']['prefill_tokens']:,}",
+    "computed, transformers": _theirs(",", "prefill_tokens"),
+    "first call, rmr1_jax": lambda work: f"{work['ours']['first_seconds']:.1f} s",
+    "first call, transformers": lambda work: (
+        _theirs(".1f", "first_seconds")(work) + (" s" if "theirs" in work else "")
+    ),
+    "same greedy tokens": lambda work: (
+        f"{work['agreement']['tokens']:.1%}" if "agreement" in work else ABSENT
+    ),
+}
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -213,7 +213,9 @@ class Transformer(nnx.Module):
             return self.lm_head(hidden).astype(jnp.float32)
         table = self.embed.embedding[...].astype(hidden.dtype)
         precision = matmul_precision(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, precision=precision).astype(jnp.float32)
+        # The table on the left, as it lies: on the right, CPU would pack all of it at every step.
+        logits = jnp.einsum("vd,btd->vbt", table, hidden, precision=precision)
+        return jnp.moveaxis(logits, 0, -1).astype(jnp.float32)
 
 
 def parameter(

@@ -43,14 +43,14 @@ class Programs:
         self.config, self.weights, self.group_size, self.mesh = config, weights, group_size, mesh
         self.groups = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self.run = self._jit(partial(run, config), donate_argnums=1)
-        self._reshaping: dict[tuple[Any, ...], Callable[[EngineState], EngineState]] = {}
+        self._programs: dict[tuple[Any, ...], Callable[..., EngineState]] = {}
 
     def new_state(
         self, *, entries: int, prompts: int, width: int, max_new_tokens: int, slots: int
     ) -> EngineState:
         """An empty state for a data group; `prompts`: how many there are at the most."""
         G = self.group_size
-        build = partial(
+        build = self._compiled(
             init_state,
             self.config,
             group_size=G,
@@ -61,14 +61,14 @@ class Programs:
             max_new_tokens=max_new_tokens,
             dtype=self.weights["embed"]["embedding"].dtype,
         )
-        requests = self.place(Requests.empty(entries * self.groups, width, MAX_STOP_IDS))
-        return self._jit(build)(requests)
+        requests = Requests.empty(entries * self.groups, width, MAX_STOP_IDS)
+        return build(self.place(requests))
 
     def resize(self, state: EngineState, columns: int, width: int) -> EngineState:
-        return self._reshape(resize, columns=columns, width=width)(state)
+        return self._compiled(resize, columns=columns, width=width)(state)
 
     def compact(self, state: EngineState, slots: int, columns: int) -> EngineState:
-        return self._reshape(compact, slots=slots, columns=columns)(state)
+        return self._compiled(compact, slots=slots, columns=columns)(state)
 
     def place(self, tree: Any) -> Any:
         """Arrays onto the devices of the weights, their leading axis split over the data groups."""
@@ -77,11 +77,12 @@ class Programs:
             return jax.device_put(tree, self.weights["embed"]["embedding"].sharding)
         return jax.device_put(tree, NamedSharding(self.mesh, Spec(GROUP_AXES)))
 
-    def _reshape(self, function: Callable, **sizes: int) -> Callable[[EngineState], EngineState]:
-        key = (function, *sizes.items())
-        if key not in self._reshaping:
-            self._reshaping[key] = self._jit(partial(function, **sizes))
-        return self._reshaping[key]
+    def _compiled(self, function: Callable[..., EngineState], *fixed: Any, **sizes: Any) -> Any:
+        """`function` with its static arguments, compiled at their first use."""
+        key = (function, *fixed, *sizes.items())
+        if key not in self._programs:
+            self._programs[key] = self._jit(partial(function, *fixed, **sizes))
+        return self._programs[key]
 
     def _jit(self, function: Callable[..., EngineState], **options: Any) -> Any:
         """Compile a function that returns a state, each data group for itself."""
