@@ -114,16 +114,19 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
     """
     # It would advise to install torch, which is not used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     with tokenizer_directory(path) as directory:
         if not has_tokenizer(directory):
             raise UserError(
                 f"{path} holds no tokenizer (tokenizer.json). Copy the model's tokenizer files "
                 "there, or convert it again with --tokenizer=DIRECTORY."
             )
+        # AutoTokenizer would import torch where there is one, which takes longer than all the rest.
+        if (directory / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast as Tokenizer
+        else:
+            from transformers import AutoTokenizer as Tokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = Tokenizer.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # whatever a damaged file sets off in the tokenizers library
             raise UserError(
                 f"the tokenizer in {path} cannot be read ({_first_line(error)}). "
