@@ -58,19 +58,16 @@ def measure(
     say(f"rmr1_jax, first call: {first:.2f} s, {compilations.count} programs compiled")
 
     if transformers:
-        attention = transformers.choose_attention(workload)
         theirs_first, theirs_samples = timed(lambda: transformers.run(workload))
         check_lengths(workload, theirs_samples, "transformers")
         result["theirs"] = {
             "batch": transformers.batch,
-            "attention": min(attention, key=lambda name: attention[name]),
-            "attention_seconds": attention,
             "first_seconds": theirs_first,
             "row_steps": transformers.row_steps(workload),
             "prefill_tokens": transformers.prefill_tokens(workload),
             "occupancy": workload.tokens / transformers.row_steps(workload),
         }
-        say(f"transformers ({result['theirs']['attention']}), first call: {theirs_first:.2f} s")
+        say(f"transformers, first call: {theirs_first:.2f} s")
         if workload.temperature == 0:
             result["agreement"] = agreement(samples, theirs_samples, config.eos_token_ids)
 

@@ -25,7 +25,6 @@ from rmr1_jax.sampling.driver import Engine, Work
 from rmr1_jax.sampling.engine import unstack_layers
 
 Samples = list[list[list[int]]]  # [prompt][sample][token]
-ATTENTION = ("sdpa", "eager")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -97,7 +96,7 @@ class Transformers:
     def __init__(self, directory: Path, batch: int):
         self.batch = batch
         self.model = AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype=torch.float32, local_files_only=True
+            str(directory), dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
         ).eval()
         # Its eos ids would end rows early.
         self.model.generation_config = GenerationConfig()
@@ -108,19 +107,6 @@ class Transformers:
             for prompts, lengths in self._batches(workload)
             for group in self._generate(workload, prompts, lengths)
         ]
-
-    def choose_attention(self, workload: Workload, new_tokens: int = 16) -> dict[str, float]:
-        """Switch to the faster implementation; seconds of each for 16 tokens of a first batch."""
-        prompts, lengths = next(self._batches(workload))
-        rows = max(8192 // max(map(len, prompts)) // workload.group_size, 1)
-        short = [[min(length, new_tokens) for length in group] for group in lengths[:rows]]
-        seconds = {}
-        for name in ATTENTION:
-            self.model.set_attn_implementation(name)
-            self._generate(workload, prompts[:1], [[2] * workload.group_size])
-            seconds[name], _ = timed(partial(self._generate, workload, prompts[:rows], short))
-        self.model.set_attn_implementation(min(seconds, key=lambda name: seconds[name]))
-        return seconds
 
     def row_steps(self, workload: Workload) -> int:
         """Rows times steps, those of rows that wait for the slowest of their batch included."""

@@ -54,16 +54,10 @@ def notes(report: dict[str, Any]) -> list[str]:
         "Occupancy: rows that made a token over all rows, over all steps.",
         "Same greedy tokens: those before the first that differs, up to the end token.",
     ]
-    attention = [
-        f"{work['theirs']['attention']} in ({work['name']}) of {model['model']}"
-        for model in report["models"]
-        for work in model["workloads"]
-        if "theirs" in work
-    ]
-    if attention:
+    if any("theirs" in work for model in report["models"] for work in model["workloads"]):
         found.append(
-            f"transformers takes {settings['batch']} rows at a time, in queue order, with the "
-            f"faster of its attention implementations: {', '.join(attention)}."
+            f"transformers takes {settings['batch']} rows at a time, in queue order, with its "
+            "default attention, sdpa."
         )
     loads = [work["other_load"] or 0.0 for m in report["models"] for work in m["workloads"]]
     if max(loads, default=0.0) > DISTURBED:

@@ -120,13 +120,13 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
                 f"{path} holds no tokenizer (tokenizer.json). Copy the model's tokenizer files "
                 "there, or convert it again with --tokenizer=DIRECTORY."
             )
+        import transformers
+
         # AutoTokenizer would import torch where there is one, which takes longer than all the rest.
-        if (directory / "tokenizer.json").is_file():
-            from transformers import PreTrainedTokenizerFast as Tokenizer
-        else:
-            from transformers import AutoTokenizer as Tokenizer
+        known = (directory / "tokenizer.json").is_file()
+        kind: Any = transformers.PreTrainedTokenizerFast if known else transformers.AutoTokenizer
         try:
-            tokenizer = Tokenizer.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = kind.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # whatever a damaged file sets off in the tokenizers library
             raise UserError(
                 f"the tokenizer in {path} cannot be read ({_first_line(error)}). "
