@@ -34,7 +34,7 @@ help: ## list these targets
 demo: $(VENV)/.demo ## install, convert a small model, judge a few pairs with it on the CPU
 	$(BIN)/python -m rmr1_jax.main --stage=demo
 
-test: lint ## install, then lint and run all tests
+test: lint $(VENV)/.demo ## install, then lint and run all tests, the demo's among them
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev ## install, then check style, types and the direction of imports
