@@ -151,3 +151,18 @@ def test_a_convert_configuration_that_cannot_work_is_refused(
     ConvertConfig(**good).check()
     with pytest.raises(UserError, match=message):
         ConvertConfig(**(good | fields)).check()
+
+
+class TestSections:
+    def test_are_named_with_a_dot(self) -> None:
+        config = parse_config("sft", ["--optimizer.learning_rate=0.1", "--data.train=x"])
+        assert (config.optimizer.learning_rate, config.data.train) == (0.1, "x")
+
+    def test_have_switches_too(self) -> None:
+        config = parse_config("sft", ["--data.loss_on_header=false"])
+        assert not config.data.loss_on_header
+        assert not parse_config("sft", ["--data.no_loss_on_header"]).data.loss_on_header
+
+    def test_are_suggested_for_a_misspelled_option(self) -> None:
+        with pytest.raises(UserError, match=r"did you mean --optimizer\.learning_rate"):
+            parse_config("sft", ["--optimizer.learnig_rate=3"])

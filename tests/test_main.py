@@ -36,7 +36,7 @@ def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert main([]) == 2
     out = capsys.readouterr().out
-    for stage in ("judge", "convert", "demo"):
+    for stage in ("prepare", "synthesize", "sft", "judge", "convert", "demo"):
         assert out.count(f"--stage={stage}") == 2
 
 
@@ -44,7 +44,7 @@ def test_a_stage_must_be_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--stage=jugde"]) == 2
     assert "--stage=jugde is unknown; did you mean judge?" in capsys.readouterr().err
     assert main(["--model=x"]) == 2
-    assert "say what to do: --stage=judge" in capsys.readouterr().err
+    assert "say what to do: --stage=prepare" in capsys.readouterr().err
 
 
 def test_judging_without_a_model_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

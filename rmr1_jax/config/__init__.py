@@ -1,0 +1,38 @@
+"""Every configuration dataclass, one file a stage, and how a command line becomes one."""
+
+from rmr1_jax.config.convert import ConvertConfig
+from rmr1_jax.config.demo import DemoConfig
+from rmr1_jax.config.judge import JudgeConfig
+from rmr1_jax.config.parsing import load_recipe, nearest, parse_config, take_option
+from rmr1_jax.config.prepare import PrepareConfig, Source
+from rmr1_jax.config.sft import (
+    CheckpointConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SftConfig,
+    SftDataConfig,
+    ValidationConfig,
+)
+from rmr1_jax.config.stages import STAGES
+from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
+
+__all__ = [
+    "STAGES",
+    "CheckpointConfig",
+    "ConvertConfig",
+    "DemoConfig",
+    "JudgeConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "SftConfig",
+    "SftDataConfig",
+    "Source",
+    "SynthesizeConfig",
+    "TeacherConfig",
+    "ValidationConfig",
+    "load_recipe",
+    "nearest",
+    "parse_config",
+    "take_option",
+]

@@ -1,0 +1,36 @@
+"""What `--stage=convert` is asked for."""
+
+from dataclasses import dataclass
+
+from rmr1_jax.config.checks import DTYPES
+from rmr1_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Convert a checkpoint: Hugging Face or GGUF to Orbax, Orbax or GGUF to Hugging Face."""
+
+    input: str = ""
+    """A Hugging Face directory, a GGUF file, or an Orbax directory made by this stage."""
+    output: str = ""
+    """The directory to write; it must not exist or be empty."""
+    to: str = "orbax"
+    """orbax or huggingface."""
+    dtype: str = ""
+    """Stored type of the weights: float32, bfloat16 or float16. Empty: as in the input."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file written, for example 5GB or 500MB."""
+    tokenizer: str = ""
+    """A Hugging Face directory to take the tokenizer from. Empty: the input's own."""
+
+    def check(self) -> None:
+        """Refuse what cannot work, before a file is opened. Raises UserError."""
+        if not self.input or not self.output:
+            missing = "input" if not self.input else "output"
+            raise UserError(f"--stage=convert needs --{missing}=PATH")
+        if self.to not in ("orbax", "huggingface"):
+            raise UserError(f"--to={self.to} is unknown; choose orbax or huggingface")
+        if self.dtype not in ("", *DTYPES, "float16"):
+            raise UserError(
+                f"--dtype={self.dtype} is unknown; choose {', '.join(DTYPES)} or float16"
+            )
