@@ -1,11 +1,13 @@
 """What `--stage=synthesize` is asked for."""
 
+import re
 from dataclasses import dataclass, field
 
 from rmr1_jax.config.checks import at_least, one_of
 from rmr1_jax.errors import UserError
 
 TEACHERS = ("program", "openai", "anthropic", "local")
+ENDPOINTS = ("openai", "anthropic")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,14 @@ class TeacherConfig:
     url: str = ""
     """The endpoint, for example http://localhost:8000/v1. Empty: the vendor's."""
     key_variable: str = ""
-    """The environment variable that holds the key. Empty: OPENAI_API_KEY or ANTHROPIC_API_KEY."""
+    """The environment variable that holds the key. Empty: OPENAI_API_KEY or ANTHROPIC_API_KEY for
+    the vendor's endpoint, no key for another."""
     max_new_tokens: int = 8192
-    """The longest trace, in tokens."""
+    """The longest trace, in tokens; hidden reasoning counts."""
     temperature: float | None = None
-    """None: the endpoint's default, as published."""
+    """None: the endpoint's default, as published; greedy for kind=local."""
     concurrency: int = 8
-    """Requests under way at the same time."""
+    """Requests under way at the same time, at an endpoint."""
     requests_per_minute: int | None = None
     """A rate limit to keep. None: as fast as answers come."""
     tokens_per_minute: int | None = None
@@ -46,6 +49,20 @@ class TeacherConfig:
         at_least(f"{section}.max_new_tokens", self.max_new_tokens, 1)
         at_least(f"{section}.concurrency", self.concurrency, 1)
         at_least(f"{section}.attempts", self.attempts, 1)
+        at_least(f"{section}.timeout", self.timeout, 0.001)
+        at_least(f"{section}.accuracy", self.accuracy, 0)
+        if self.accuracy > 1:
+            raise UserError(f"--{section}.accuracy={self.accuracy} must be at most 1")
+        if self.temperature is not None:
+            at_least(f"{section}.temperature", self.temperature, 0)
+        if self.url and self.kind not in ENDPOINTS:
+            raise UserError(f"--{section}.url is for kind={' or kind='.join(ENDPOINTS)}")
+        if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
+            # Not shown: it may be the key itself.
+            raise UserError(
+                f"--{section}.key_variable must be the name of an environment variable, in capital "
+                "letters, such as OPENAI_API_KEY; the key itself belongs into that variable"
+            )
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
             if value is not None:
@@ -67,18 +84,21 @@ class SynthesizeConfig:
     """The directory to write. The same command again goes on in it and asks nothing twice."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt. Empty: chain_of_rubrics, or the
-    short prompt of the self-made task."""
+    short prompt of the self-made task where a program teaches."""
     limit: int | None = None
     """Only the first so many pairs. None: all."""
     teacher1: TeacherConfig = field(default_factory=TeacherConfig)
     teacher2: TeacherConfig = field(default_factory=lambda: TeacherConfig(accuracy=1.0))
     max_requests: int | None = None
-    """Stop before more requests than this, over both passes and all runs. None: no cap."""
+    """Stop before more requests than this, tries included, over both passes and all runs. None: no
+    cap."""
     max_tokens: int | None = None
-    """Stop before more tokens than this (prompts and traces). None: no cap."""
+    """Stop before more tokens than this (prompts and traces), over both passes and all runs. A
+    request goes out only if the longest trace would fit. None: no cap."""
     batch: str = ""
-    """write: write request files for the vendors' batch APIs instead of asking; read: read their
-    result files. Empty: ask directly."""
+    """write: write request files for the vendors' batch APIs instead of asking; read: read the
+    result files that were put beside them (pass1.anthropic.results.jsonl and so on); then write
+    again, for pass 2. Empty: ask directly."""
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is asked. Raises UserError."""
@@ -87,6 +107,11 @@ class SynthesizeConfig:
         one_of("batch", self.batch, ("", "write", "read"))
         self.teacher1.check("teacher1")
         self.teacher2.check("teacher2")
+        if self.batch and {self.teacher1.kind, self.teacher2.kind}.isdisjoint(ENDPOINTS):
+            raise UserError(
+                f"--batch={self.batch} needs a teacher with a batch API: "
+                f"--teacher1.kind={' or '.join(ENDPOINTS)}"
+            )
         for name in ("limit", "max_requests", "max_tokens"):
             value = getattr(self, name)
             if value is not None:

@@ -64,6 +64,11 @@ class JudgePrompt:
         text = REASONING_SINGLE_TURN if self.system is None else self.system
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether its style alone says what it is."""
+        return self.system is None or self.system == chain_of_rubrics().system
+
     def messages(self, preference: Preference) -> list[dict[str, str]]:
         """The chat messages to render with the model's chat template.
 

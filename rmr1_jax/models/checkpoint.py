@@ -1,7 +1,8 @@
-"""Checkpoints of every format: recognise, load, and keep ours with Orbax (imported only here).
+"""Checkpoints of every format: recognise, load, and keep ours with Orbax.
 
 An Orbax checkpoint of ours is a directory that explains itself: `weights/` (Orbax), `config.json`,
 `generation_config.json` and the tokenizer files as in a Hugging Face checkpoint, and a marker file.
+A training run is one too: `checkpoints/STEP/weights`, and the other files in `model/`.
 """
 
 import gc
@@ -27,6 +28,7 @@ from rmr1_jax.models.directories import read_marker, replace_directory
 from rmr1_jax.models.gguf import gguf_config, load_gguf
 from rmr1_jax.models.gguf_tokenizer import write_gguf_tokenizer
 from rmr1_jax.models.huggingface import (
+    PROMPT_FILE,
     has_tokenizer,
     load_huggingface,
     parse_dtype,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Format = Literal["huggingface", "gguf", "orbax"]
 WEIGHTS = "weights"
+CHECKPOINTS, COMPANIONS = "checkpoints", "model"
 
 
 def recognise(path: str | Path) -> tuple[Format, Path]:
@@ -57,6 +60,10 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
     marker = read_marker(path)
     if marker is not None and marker.get("format") == "orbax":
         return "orbax", path
+    if (path / COMPANIONS).is_dir() and (path / CHECKPOINTS).is_dir():
+        return "orbax", _latest_checkpoint(path / CHECKPOINTS)
+    if path.absolute().parent.name == CHECKPOINTS and (path / WEIGHTS).is_dir():
+        return "orbax", path
     files = sorted(path.glob("*.gguf"))
     if not files or any(path.glob("*.safetensors")):
         return "huggingface", path
@@ -66,11 +73,25 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
     return "gguf", files[0]
 
 
+def _latest_checkpoint(directory: Path) -> Path:
+    steps = [int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()]
+    if not steps:
+        raise UserError(f"{directory} holds no whole checkpoint yet. Let the run reach its first.")
+    return directory / str(max(steps))
+
+
+def companions(place: Path) -> Path:
+    """The directory with what lies beside the weights: that of a run is shared by its steps."""
+    parent = place.absolute().parent
+    return parent.parent / COMPANIONS if parent.name == CHECKPOINTS else place
+
+
 def load_config(path: str | Path) -> ModelConfig:
     """The config of a checkpoint of any format. Reads no weights."""
     kind, place = recognise(path)
     if kind == "gguf":
         return gguf_config(place)
+    place = companions(place)
     return ModelConfig.from_hf(load_hf_config(place), source=str(place / "config.json"))
 
 
@@ -94,6 +115,7 @@ def load_model(
 def stop_token_ids(path: str | Path) -> tuple[int, ...]:
     """The tokens that end an answer: those of generation_config.json, else those of the config."""
     kind, place = recognise(path)
+    place = companions(place)
     file = place / "generation_config.json"
     listed = read_json(file).get("eos_token_id") if kind != "gguf" and file.is_file() else None
     if listed is None:
@@ -103,7 +125,11 @@ def stop_token_ids(path: str | Path) -> tuple[int, ...]:
 
 
 def prompt_of(path: str | Path) -> str | None:
-    """The judge prompt that the config of a checkpoint names (`ModelConfig.prompt`), if any."""
+    """The judge prompt that a checkpoint brings: a file of its own, or a name in its config."""
+    kind, place = recognise(path)
+    file = companions(place) / PROMPT_FILE
+    if kind != "gguf" and file.is_file():
+        return str(file)
     return load_config(path).prompt or None
 
 
@@ -140,7 +166,7 @@ def tokenizer_directory(path: str | Path) -> Iterator[Path]:
     """A directory with the tokenizer files of a checkpoint: its own, or a temporary one (GGUF)."""
     kind, place = recognise(path)
     if kind != "gguf":
-        yield place
+        yield companions(place)
         return
     with tempfile.TemporaryDirectory() as directory:
         write_gguf_tokenizer(place, directory)
@@ -166,7 +192,7 @@ def save_weights(
     with replace_directory(Path(directory), about) as temporary:
         write_companions(temporary, config, stored, tokenizer_from)
         try:
-            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, dict(params))
         except Exception as error:  # TensorStore turns every failure into a ValueError
             # Lets go of the open files, which would come back after the directory is removed.
@@ -190,11 +216,11 @@ def load_weights(
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Config and parameters that `save_weights` wrote; arguments as for `load_model`."""
     directory = Path(directory).absolute()
-    config = ModelConfig.from_hf(load_hf_config(directory), source=str(directory / "config.json"))
+    config = load_config(directory)
     wanted = parse_dtype(dtype) if dtype else None
     placed = dict(flatten(shardings)) if shardings is not None else {}
     try:
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_arrays(checkpointer, directory)
             refuse_mismatch(
                 f"the weights in {directory} do not fit its config.json",
@@ -233,7 +259,7 @@ def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> d
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_orbax() -> Iterator[None]:
     """Orbax raises what fails; all else that it and its threads print about it is left out."""
     absl = logging.getLogger("absl")
     level, hook = absl.level, sys.unraisablehook

@@ -27,6 +27,9 @@ from rmr1_jax.models.shards import (
 )
 from rmr1_jax.models.tensors import Tensor, assemble, count_parameters, flatten, tensors_of
 
+# The system message that a model was trained to judge with, where it is none of the built-in ones.
+PROMPT_FILE = "judge_prompt.txt"
+
 # What makes up a tokenizer, where it exists.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -203,7 +206,7 @@ def write_companions(
             "tokenizer of this model."
         )
     also = [] if generation_config else ["generation_config.json"]
-    for name in (*TOKENIZER_FILES, *also):
+    for name in (*TOKENIZER_FILES, PROMPT_FILE, *also):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

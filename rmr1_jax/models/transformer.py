@@ -7,7 +7,7 @@ the caller's: `attend(query, key, value)` may read and write any cache.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
-from rmr1_jax.ops.attention import attention, matmul_precision
+from rmr1_jax.ops.attention import matmul_precision
+from rmr1_jax.ops.cross_entropy import HeadLayout
+from rmr1_jax.ops.packed_attention import KEPT, packed_attention
+from rmr1_jax.ops.placement import Constrain, unconstrained
 
 Params = dict[str, Any]
 Attend = Callable[
@@ -25,6 +28,32 @@ Attend = Callable[
     Float[Array, "B T N H"],
 ]
 Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
+
+# What of a layer is kept for the backward pass: all, the matrix products, or only its input.
+Remat = Literal["none", "dots", "full"]
+_keep = jax.checkpoint_policies
+POLICIES = {
+    "dots": _keep.save_from_both_policies(
+        _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names(KEPT)
+    ),
+    "full": _keep.nothing_saveable,
+}
+
+
+class Adapter(nnx.Module):
+    """What `models/lora.py` adds to a projection: scale * (x A) B, A [in..., r], B [r, out...]."""
+
+    def __init__(self, a: Array, b: Array, scale: Array):
+        self.a, self.b, self.scale = nnx.Param(a), nnx.Param(b), nnx.Param(scale)
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        rank = self.a.shape[-1]
+        a, b = self.a[...].reshape(-1, rank), self.b[...].reshape(rank, -1)
+        precision = matmul_precision(x.dtype)
+        narrow = jnp.matmul(x, a.astype(x.dtype), precision=precision)
+        return self.scale[...].astype(x.dtype) * jnp.matmul(
+            narrow, b.astype(x.dtype), precision=precision
+        )
 
 
 class Projection(nnx.Module):
@@ -51,12 +80,16 @@ class Projection(nnx.Module):
             nnx.initializers.normal(fan_in**-0.5), {**inputs, **outputs}, *common
         )
         self.bias = parameter(nnx.initializers.zeros_init(), outputs, *common) if bias else None
+        self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         B, T = x.shape[:2]
         kernel = self.kernel[...].astype(x.dtype).reshape(-1, math.prod(self.outputs))
         precision = matmul_precision(x.dtype)
-        y = jnp.matmul(x.reshape(B, T, -1), kernel, precision=precision)
+        x = x.reshape(B, T, -1)
+        y = jnp.matmul(x, kernel, precision=precision)
+        if self.adapter is not None:
+            y = y + self.adapter(x)
         y = y.reshape(B, T, *self.outputs)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -100,11 +133,22 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm("head_dim", c.head_dim, c.rms_norm_eps, **common)
         self.qk_norm = c.qk_norm
 
-    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> Array:
-        query, key, value = self.query(x), self.key(x), self.value(x)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        attend: Attend,
+        constrain: Constrain = unconstrained,
+    ) -> Float[Array, "B T D"]:
+        query = constrain(self.query(x), ("batch", None, "heads", None))
+        key, value = (
+            constrain(projection(x), ("batch", None, "kv_heads", None))
+            for projection in (self.key, self.value)
+        )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        return self.output(attend(apply_rope(query, rope), apply_rope(key, rope), value))
+        attended = attend(apply_rope(query, rope), apply_rope(key, rope), value)
+        return self.output(constrain(attended, ("batch", None, "heads", None)))
 
 
 class MLP(nnx.Module):
@@ -116,8 +160,11 @@ class MLP(nnx.Module):
         self.up = Projection(D, F, bias=c.mlp_bias, **common)
         self.down = Projection(F, D, bias=c.mlp_bias, **common)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(
+        self, x: Float[Array, "B T D"], constrain: Constrain = unconstrained
+    ) -> Float[Array, "B T D"]:
+        gate, up = (constrain(p(x), ("batch", None, "mlp")) for p in (self.gate, self.up))
+        return self.down(jax.nn.silu(gate) * up)
 
 
 class Block(nnx.Module):
@@ -129,9 +176,18 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm("embed", c.hidden_size, c.rms_norm_eps, **common)
         self.mlp = MLP(c, **common)
 
-    def __call__(self, x: Float[Array, "B T D"], rope: Rope, attend: Attend) -> Array:
-        x = x + self.attention(self.attention_norm(x), rope, attend)
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        attend: Attend,
+        constrain: Constrain = unconstrained,
+    ) -> Float[Array, "B T D"]:
+        whole, split = ("batch", None, None), ("batch", "sequence", None)
+        normed = constrain(self.attention_norm(x), whole)
+        x = x + constrain(self.attention(normed, rope, attend, constrain), split)
+        normed = constrain(self.mlp_norm(x), whole)
+        return x + constrain(self.mlp(normed, constrain), split)
 
 
 class Embedding(nnx.Module):
@@ -178,6 +234,9 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        remat: Remat = "none",
+        constrain: Constrain = unconstrained,
     ) -> Float[Array, "B T D"]:
         """Final hidden states (after the last norm) of causal, optionally packed rows.
 
@@ -185,27 +244,41 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token in its segment; 0..T-1 when absent.
           segment_ids: tokens attend only within their own id; all one segment when absent.
+          remat: what the backward pass computes again instead of keeping: nothing, all but the
+            matrix products, or every layer from its input.
+          constrain: places activations by the logical names of their axes. Between layers the
+            tokens of a row are the axis `sequence`, which may be split; within, they are whole.
         """
         B, T = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        mask = jnp.tril(jnp.ones((T, T), bool))[None]
-        if segment_ids is not None:
-            mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
         rope = rope_angles(self.config, positions)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(graph, weights)(x, rope, attend), None
+            return nnx.merge(graph, weights)(x, rope, attend, constrain), None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
-            return attention(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
+            return packed_attention(query, key, value, segment_ids)
 
-        x, _ = jax.lax.scan(layer, self.embed_tokens(tokens), stacked)
-        return self.final_norm(x)
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=POLICIES[remat], prevent_cse=False)
+        x, _ = jax.lax.scan(layer, self.embed_tokens(tokens, constrain), stacked)
+        return constrain(self.final_norm(x), ("batch", None, None))
 
-    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embed.embedding[...][tokens].astype(self.dtype)
+    def embed_tokens(
+        self, tokens: Int[Array, "B T"], constrain: Constrain = unconstrained
+    ) -> Float[Array, "B T D"]:
+        # Each device looks tokens up in its part of the table, which so is never gathered.
+        tokens = constrain(tokens, ("data_batch", None))
+        x = constrain(self.embed.embedding[...][tokens], ("data_batch", None, "embed"))
+        return constrain(x.astype(self.dtype), ("batch", "sequence", None))
+
+    def head(self) -> tuple[Float[Array, "..."], HeadLayout]:
+        """The output head as it is stored, and how it lies, for `ops.cross_entropy`."""
+        if self.config.tie_embeddings:
+            return self.embed.embedding[...], "VD"
+        return self.lm_head.kernel[...], "DV"
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Next-token logits in fp32."""
@@ -272,8 +345,17 @@ def parameter_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) 
 
 
 def with_params(config: ModelConfig, params: Params, *, dtype: DTypeLike) -> Transformer:
-    """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers)."""
-    graph, state = nnx.split(abstract_model(config, dtype=dtype))
+    """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers).
+
+    Where the tree has adapters (`models/lora.py`), so has the model.
+    """
+    model = abstract_model(config, dtype=dtype)
+    for part in ("attention", "mlp"):
+        for name, leaves in params["layers"].get(part, {}).items():
+            if "adapter" in leaves:
+                projection = getattr(getattr(model.layers, part), name)
+                projection.adapter = Adapter(**leaves["adapter"])
+    graph, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 

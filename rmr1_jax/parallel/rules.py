@@ -18,6 +18,7 @@ Axes = tuple[str | None, ...]
 # Parameters and optimizer state are split over all of fsdp x tensor, and gathered layer by layer.
 TRAINING_RULES: Rules = {
     "batch": ("data", "fsdp"),
+    "data_batch": ("data",),  # rows of an array whose fsdp axis is needed for "embed"
     "sequence": (),
     "layers": (),
     "embed": ("fsdp",),
@@ -26,6 +27,7 @@ TRAINING_RULES: Rules = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "rank": (),
 }
 
 # A decode step reads every weight, so nothing may have to be gathered: only tensor splits them, and

@@ -1,7 +1,7 @@
 """The Judge: a checkpoint, its tokenizer and its prompt, over the in-graph engine."""
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,9 +135,15 @@ class Judge:
             max_context=max_context,
         )
 
+    def replace_weights(self, weights: Params) -> None:
+        """Judge with other weights of the same shapes and placement; nothing compiles again."""
+        self.weights = weights
+        for engine in self._engines.values():
+            engine.programs.weights = weights
+
     def judge(
         self,
-        preferences: Iterable[Preference],
+        preferences: Iterable[Preference | Sequence[Mapping[str, str]]],
         options: SamplingOptions = SamplingOptions(),
         *,
         samples: int = 1,
@@ -147,7 +153,7 @@ class Judge:
         """Yield (position, one `Judgement` a sample) in the order in which they are finished.
 
         Args:
-          preferences: consumed lazily.
+          preferences: consumed lazily; chat messages that ask for a judgement will do, too.
           options: how to sample.
           samples: traces for each preference; the prompt is computed once for all of them.
           first_index: position of the first preference in the random stream.
@@ -208,10 +214,13 @@ class Judge:
         [(_, [judgement])] = self.judge([preference], SamplingOptions(**options))
         return judgement
 
-    def prompt_tokens(self, preference: Preference) -> list[int]:
+    def prompt_tokens(self, preference: Preference | Sequence[Mapping[str, str]]) -> list[int]:
         """The token ids of the whole prompt, in the model's chat template."""
+        messages: Sequence[Mapping[str, str]] = (
+            self.prompt.messages(preference) if isinstance(preference, Preference) else preference
+        )
         text = self.tokenizer.apply_chat_template(
-            self.prompt.messages(preference), tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True
         )
         # The template has written the special tokens; adding them again would double the BOS.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

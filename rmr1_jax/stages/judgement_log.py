@@ -89,12 +89,15 @@ class JudgementLog:
         self._end += size
         self.count += 1
 
-    def check_settings(self, settings: Mapping[str, object]) -> None:
+    def check_settings(
+        self, settings: Mapping[str, object], *, even_if_empty: bool = False
+    ) -> None:
         """Refuse to go on with settings other than the records were made with.
 
-        Settings that are recorded but not in `settings` are not compared.
+        Settings that are recorded but not in `settings` are not compared, and none are where there
+        is no record, unless asked for: other files may have been made with them.
         """
-        if self.count == 0:
+        if self.count == 0 and not even_if_empty:
             return
         earlier = self.run_info().get("settings", {})
         changed = [

@@ -72,7 +72,7 @@ def test_the_prompt_is_the_chat_template_with_its_special_tokens_once(judge: Jud
     expected = judge.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )
-    assert judge.prompt_tokens(PAIRS[0]) == expected
+    assert judge.prompt_tokens(PAIRS[0]) == judge.prompt_tokens(messages) == expected
 
 
 def test_a_stream_is_the_judgement_piece_by_piece(judge: Judge) -> None:

@@ -1,0 +1,217 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding [tokens, vocabulary].
+
+At 12,288 tokens and 152,064 entries the logits alone are 7 GiB in fp32, and a softmax and its
+gradient several times that. Here they exist for one chunk of positions at a time, and the backward
+pass computes them again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rmr1_jax.ops.attention import matmul_precision
+from rmr1_jax.ops.placement import Constrain, unconstrained
+
+# How the output head lies: [V, D] where it is the embedding table (tied), [D, V] where it is not.
+HeadLayout = Literal["VD", "DV"]
+
+# Logits of one chunk on one device: 256 MiB in fp32.
+CHUNK_LOGITS = 1 << 26
+
+
+class _Plan(NamedTuple):
+    """What is known when compiling."""
+
+    layout: HeadLayout
+    chunk: int
+    batch_shards: int
+    constrain: Constrain
+
+
+def target_logprobs(
+    hidden: Float[Array, "B W D"],
+    head: Float[Array, "..."],
+    targets: Int[Array, "B W"],
+    valid: Bool[Array, "B W"],
+    *,
+    layout: HeadLayout,
+    chunk: int | None = None,
+    batch_shards: int = 1,
+    constrain: Constrain = unconstrained,
+) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]:
+    """Log-softmax of `hidden @ head` at `targets` in fp32, and whether no token is likelier.
+
+    Both are 0 where `valid` is False. Chunks of positions that no row has a valid target in are
+    skipped, forwards and backwards. Products are computed in the dtype of `hidden` and summed in
+    fp32, the gradient of the head over all chunks included.
+
+    Args:
+      hidden: final hidden states.
+      head: the output head, as it is stored: [V, D] or [D, V].
+      targets: token ids.
+      valid: where there is a target.
+      layout: which of the two `head` is.
+      chunk: positions computed at a time; by default as many as `CHUNK_LOGITS` allows.
+      batch_shards: the number of devices that B is split over, B a multiple of it. Each sums the
+        gradient of the head over its own rows, and these sums are added once, after all chunks.
+      constrain: places an array by the logical names of its axes.
+    """
+    B, W, _ = hidden.shape
+    V = head.shape[layout.index("V")]
+    chunk = min(W, chunk or default_chunk(V, B // batch_shards))
+    padding = -W % chunk
+    if padding:
+        hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+        targets, valid = (jnp.pad(x, ((0, 0), (0, padding))) for x in (targets, valid))
+    plan = _Plan(layout, chunk, batch_shards, constrain)
+    logprobs, correct = _target_logprobs(plan, hidden, head, targets, valid)
+    return logprobs[:, :W], correct[:, :W]
+
+
+def plain_target_logprobs(
+    hidden: Float[Array, "B W D"],
+    head: Float[Array, "..."],
+    targets: Int[Array, "B W"],
+    valid: Bool[Array, "B W"],
+    *,
+    layout: HeadLayout,
+) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]:
+    """What `target_logprobs` computes, from all logits at once."""
+    logits = _logits(hidden, head.astype(hidden.dtype), layout)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
+
+
+def default_chunk(vocab_size: int, rows: int) -> int:
+    """Positions a chunk, so that the logits of `rows` rows number about `CHUNK_LOGITS`."""
+    positions = CHUNK_LOGITS // (vocab_size * rows)
+    return max(32, positions // 32 * 32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _target_logprobs(
+    plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
+) -> tuple[Array, Array]:
+    logprobs, correct, _ = _forward(plan, hidden, head, targets, valid)
+    return logprobs, correct
+
+
+def _forward(
+    plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
+) -> tuple[Array, Array, Array]:
+    """Log-probabilities, correctness, and the log of each softmax' denominator."""
+    table = _gathered(plan, head, hidden)
+
+    def chunk(at: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        take, put = _window(plan, at)
+        logits = _chunk_logits(plan, take(hidden), table)
+        maximum = logits.max(-1)
+        normaliser = maximum + jnp.log(jnp.exp(logits - maximum[..., None]).sum(-1))
+        # A sum, not a gather: where the vocabulary is split, each device looks at its own part.
+        chosen = jnp.where(_is_target(logits, take(targets)), logits, 0.0).sum(-1)
+        here = take(valid)
+        results = (
+            jnp.where(here, chosen - normaliser, 0.0),
+            here & (chosen >= maximum),
+            normaliser,
+        )
+        return tuple(put(whole, part) for whole, part in zip(outputs, results, strict=True))
+
+    zeros = jnp.zeros(targets.shape, jnp.float32)
+    logprobs, correct, normaliser = _for_live_chunks(
+        plan, valid, chunk, (zeros, jnp.zeros(targets.shape, bool), zeros)
+    )
+    return logprobs, correct, normaliser
+
+
+def _forward_rule(
+    plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    logprobs, correct, normaliser = _forward(plan, hidden, head, targets, valid)
+    return (logprobs, correct), (hidden, head, targets, valid, normaliser)
+
+
+def _backward_rule(
+    plan: _Plan, residuals: tuple[Array, ...], cotangents: tuple[Array, Any]
+) -> tuple[Array, Array, None, None]:
+    hidden, head, targets, valid, normaliser = residuals
+    table = _gathered(plan, head, hidden)
+    cotangent = jnp.where(valid, cotangents[0], 0.0)
+    tied = plan.layout == "VD"
+    product = partial(
+        jnp.einsum,
+        precision=matmul_precision(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+    def chunk(at: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+        take, put = _window(plan, at)
+        rows = take(hidden)
+        softmax = jnp.exp(_chunk_logits(plan, rows, table) - take(normaliser)[..., None])
+        by_logit = jnp.where(_is_target(softmax, take(targets)), 1.0 - softmax, -softmax)
+        by_logit = (by_logit * take(cotangent)[..., None]).astype(hidden.dtype)
+        by_hidden = product("bcv,vd->bcd" if tied else "bcv,dv->bcd", by_logit, table)
+        shards = (x.reshape(plan.batch_shards, -1, x.shape[-1]) for x in (by_logit, rows))
+        by_head = product("gtv,gtd->gvd" if tied else "gtv,gtd->gdv", *shards)
+        return put(gradients[0], by_hidden.astype(hidden.dtype)), gradients[1] + by_head
+
+    sums = jnp.zeros((plan.batch_shards, *head.shape), jnp.float32)
+    sums = plan.constrain(sums, ("batch", *_head_axes(plan)))
+    by_hidden, sums = _for_live_chunks(plan, valid, chunk, (jnp.zeros_like(hidden), sums))
+    return by_hidden, sums.sum(0).astype(head.dtype), None, None
+
+
+_target_logprobs.defvjp(_forward_rule, _backward_rule)
+
+
+def _for_live_chunks[T: tuple[Array, ...]](
+    plan: _Plan, valid: Array, chunk: Callable[[Array, T], T], state: T
+) -> T:
+    """Runs `chunk` for each chunk of positions that has a valid target in some row."""
+    live = valid.reshape(valid.shape[0], -1, plan.chunk).any((0, 2))
+    (order,) = jnp.nonzero(live, size=live.size, fill_value=0)
+    # A loop of as many rounds, not a conditional in each round: the sums stay where they are.
+    return jax.lax.fori_loop(0, live.sum(), lambda i, state: chunk(order[i], state), state)
+
+
+def _window(
+    plan: _Plan, at: Array
+) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
+    """How to read and write the positions of one chunk in a [B, W, ...]."""
+    start = at * plan.chunk
+    return (
+        lambda whole: jax.lax.dynamic_slice_in_dim(whole, start, plan.chunk, axis=1),
+        lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=1),
+    )
+
+
+def _gathered(plan: _Plan, head: Array, hidden: Array) -> Array:
+    """The head in the compute dtype, split over the vocabulary at most: once for all chunks."""
+    return plan.constrain(head.astype(hidden.dtype), _head_axes(plan))
+
+
+def _head_axes(plan: _Plan) -> tuple[str | None, ...]:
+    return ("vocab", None) if plan.layout == "VD" else (None, "vocab")
+
+
+def _chunk_logits(plan: _Plan, hidden: Array, table: Array) -> Float[Array, "B c V"]:
+    return plan.constrain(_logits(hidden, table, plan.layout), ("batch", None, "vocab"))
+
+
+def _logits(hidden: Array, table: Array, layout: HeadLayout) -> Float[Array, "B c V"]:
+    return jnp.einsum(
+        "bcd,vd->bcv" if layout == "VD" else "bcd,dv->bcv",
+        hidden,
+        table,
+        precision=matmul_precision(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _is_target(logits: Array, targets: Array) -> Bool[Array, "B c V"]:
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]

@@ -1,0 +1,224 @@
+"""Causal attention within the segments of packed rows, without ever holding [T, T].
+
+Rows are cut into blocks. A query block meets the key blocks up to its own one after another and
+keeps a running softmax (Milakov & Gimelshein, 2018, arXiv 1805.02867); the backward pass computes
+each block's scores again from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691). Pairs of
+blocks are skipped where the keys come later, and where no row has a segment in both: packed rows
+cost what their segments cost, not what their length does.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from rmr1_jax.ops.attention import MASKED, matmul_precision
+
+# Scores of a pair of blocks stay in a CPU's cache; accelerators want larger products.
+CPU_BLOCK, ACCELERATOR_BLOCK = 128, 512
+# Under this name a checkpoint policy may keep what the backward pass needs of the forward pass.
+KEPT = "packed_attention"
+
+
+class _Inputs(NamedTuple):
+    """Heads before positions, as the products read them: all query heads of a key head together."""
+
+    rows: Float[Array, "B K TG H"]  # the G queries of a position follow each other
+    key: Float[Array, "B K T H"]
+    value: Float[Array, "B K T H"]
+    segment_ids: Int[Array, "B T"] | None
+
+
+def packed_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    block: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Each token attends to itself and to the earlier tokens of its row with the same segment id.
+
+    Softmax and sums are fp32; the result has the dtype of `query`. N is a multiple of K. Padding is
+    a segment like any other, so its results are finite.
+
+    Args:
+      query: with rotary positions applied, as `key`.
+      key: of each token.
+      value: of each token.
+      segment_ids: ascending from 1, then 0 for padding; any others give the same, only slower. All
+        one segment when absent.
+      block: positions a block, by default what suits the platform.
+    """
+    B, T, N, H = query.shape
+    K = key.shape[2]
+    padding = -T % min(T, block or CPU_BLOCK)
+    if padding:
+        query, key, value = (
+            jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (query, key, value)
+        )
+        if segment_ids is not None:
+            segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    by_group = query.reshape(B, -1, K, N // K, H).transpose(0, 2, 1, 3, 4)
+    inputs = _Inputs(
+        by_group.reshape(B, K, -1, H), key.swapaxes(1, 2), value.swapaxes(1, 2), segment_ids
+    )
+    attended = _attention(block, inputs).reshape(by_group.shape).transpose(0, 2, 1, 3, 4)
+    return attended.reshape(B, -1, N, H)[:, :T]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(block: int | None, inputs: _Inputs) -> Float[Array, "B K TG H"]:
+    return _forward(block, inputs)[0]
+
+
+def _forward(block: int | None, inputs: _Inputs) -> tuple[Array, Array]:
+    return _on_platform(_forward_blocks, block, inputs)
+
+
+def _forward_rule(block: int | None, inputs: _Inputs) -> tuple[Array, tuple[_Inputs, Array, Array]]:
+    attended, log_total = checkpoint_name(_forward(block, inputs), KEPT)
+    return attended, (inputs, attended, log_total)
+
+
+def _backward_rule(
+    block: int | None, residuals: tuple[_Inputs, Array, Array], cotangent: Array
+) -> tuple[_Inputs]:
+    return (_on_platform(_backward_blocks, block, *residuals, cotangent),)
+
+
+_attention.defvjp(_forward_rule, _backward_rule)
+
+
+def _on_platform[*A, R](function: Callable[[int, *A], R], block: int | None, *given: *A) -> R:
+    """`function` with the block size of whatever the program is compiled for."""
+    T = given[0].key.shape[2]
+    if block is not None or T <= CPU_BLOCK:
+        return function(min(T, block or T), *given)
+    fitting = range(CPU_BLOCK, ACCELERATOR_BLOCK + 1, CPU_BLOCK)
+    large = max(size for size in fitting if T % size == 0)
+    return jax.lax.platform_dependent(
+        *given, cpu=partial(function, CPU_BLOCK), default=partial(function, large)
+    )
+
+
+def _forward_blocks(block: int, inputs: _Inputs) -> tuple[Array, Array]:
+    """What the queries attend to, and the log of each softmax' denominator."""
+    rows, key, value, _ = inputs
+    product = _product(rows.dtype)
+    of_rows = block * (rows.shape[2] // key.shape[2])
+
+    def pair(i: Array, j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        maximum, total, weighted = (_take(x, i, of_rows) for x in state)
+        scores = _scores(i, j, inputs, block)
+        highest = jnp.maximum(maximum, scores.max(-1))
+        weights = jnp.exp(scores - highest[..., None])
+        before = jnp.exp(maximum - highest)
+        values = product("bkrs,bksh->bkrh", weights.astype(value.dtype), _take(value, j, block))
+        total = total * before + weights.sum(-1)
+        weighted = weighted * before[..., None] + values
+        parts = (highest, total, weighted)
+        return tuple(_put(x, part, i) for x, part in zip(state, parts, strict=True))
+
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    start = (jnp.full_like(zeros[..., 0], MASKED), zeros[..., 0], zeros)
+    maximum, total, weighted = _for_live_pairs(pair, start, inputs, block)
+    return (weighted / total[..., None]).astype(rows.dtype), maximum + jnp.log(total)
+
+
+def _backward_blocks(
+    block: int, inputs: _Inputs, attended: Array, log_total: Array, cotangent: Array
+) -> _Inputs:
+    """Gradients of what `_forward_blocks` attends to."""
+    rows, key, value, _ = inputs
+    product = _product(rows.dtype)
+    of_rows = block * (rows.shape[2] // key.shape[2])
+    own = product("bkrh,bkrh->bkr", attended, cotangent)
+
+    def pair(i: Array, j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        by_rows, by_key, by_value = state
+        queries, by_attended = _take(rows, i, of_rows), _take(cotangent, i, of_rows)
+        keys, values = _take(key, j, block), _take(value, j, block)
+        scores = _scores(i, j, inputs, block)
+        softmax = jnp.exp(scores - _take(log_total, i, of_rows)[..., None])
+        by_softmax = product("bkrh,bksh->bkrs", by_attended, values)
+        by_score = softmax * (by_softmax - _take(own, i, of_rows)[..., None])
+        by_score = (by_score * rows.shape[-1] ** -0.5).astype(rows.dtype)
+        weights = softmax.astype(rows.dtype)
+        return (
+            _add(by_rows, product("bkrs,bksh->bkrh", by_score, keys), i),
+            _add(by_key, product("bkrs,bkrh->bksh", by_score, queries), j),
+            _add(by_value, product("bkrs,bkrh->bksh", weights, by_attended), j),
+        )
+
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (rows, key, value))
+    sums = _for_live_pairs(pair, start, inputs, block)
+    by_rows, by_key, by_value = (x.astype(rows.dtype) for x in sums)
+    return _Inputs(by_rows, by_key, by_value, None)
+
+
+def _for_live_pairs(
+    pair: Callable[[Array, Array, tuple[Array, ...]], tuple[Array, ...]],
+    state: tuple[Array, ...],
+    inputs: _Inputs,
+    block: int,
+) -> tuple[Array, ...]:
+    """Runs `pair` for each query block i and key block j <= i that some row has a segment in both.
+
+    For each i, the last is j = i: scores masked so far, which count as 1 while nothing else is
+    known, then lose all their weight.
+    """
+    blocks = inputs.key.shape[2] // block
+    if blocks == 1:
+        return pair(jnp.int32(0), jnp.int32(0), state)
+    i, j = jnp.tril_indices(blocks)
+    count: int | Array = i.size
+    if inputs.segment_ids is not None:
+        ids = inputs.segment_ids
+        # Padding comes last: as the highest id it has nothing in common with what stands before.
+        ids = jnp.where(ids == 0, jnp.iinfo(ids.dtype).max, ids).reshape(len(ids), blocks, block)
+        low, high = ids.min(-1), ids.max(-1)
+        live = ((low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i])).any(0)
+        (order,) = jnp.nonzero(live, size=i.size, fill_value=0)
+        i, j, count = i[order], j[order], live.sum()
+    return jax.lax.fori_loop(0, count, lambda at, state: pair(i[at], j[at], state), state)
+
+
+def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B K R S"]:
+    """Of query block i for key block j; masked where a query may not see a key."""
+    rows, key, _, segment_ids = inputs
+    groups = rows.shape[2] // key.shape[2]
+    queries, keys = _take(rows, i, block * groups), _take(key, j, block)
+    scores = _product(rows.dtype)("bkrh,bksh->bkrs", queries, keys) * rows.shape[-1] ** -0.5
+    within = jnp.arange(block)
+    mask = (i * block + within)[None, :, None] >= (j * block + within)[None, None, :]
+    if segment_ids is not None:
+        of_queries, of_keys = (
+            jax.lax.dynamic_slice_in_dim(segment_ids, at * block, block, axis=1) for at in (i, j)
+        )
+        mask = mask & (of_queries[:, :, None] == of_keys[:, None, :])
+    return jnp.where(jnp.repeat(mask, groups, axis=1)[:, None], scores, MASKED)
+
+
+def _product(dtype: DTypeLike) -> Callable[..., Array]:
+    return partial(
+        jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _take(whole: Array, at: Array, size: int) -> Array:
+    """Block `at` of `size` along the axis of positions."""
+    return jax.lax.dynamic_slice_in_dim(whole, at * size, size, axis=2)
+
+
+def _put(whole: Array, part: Array, at: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, at * part.shape[2], axis=2)
+
+
+def _add(whole: Array, part: Array, at: Array) -> Array:
+    return _put(whole, _take(whole, at, part.shape[2]) + part, at)

@@ -1,0 +1,74 @@
+"""The objective of stage 1: the negative log-likelihood of the trace, given its prompt.
+
+  L = - 1/n  sum_i  w_i  sum_t  log p(y_it | x_i, y_i<t)        w_i = 1/|y_i|  or  1
+
+where every trace weighs the same (as published: spec §3) or every token does. The weights w come
+with the batch, and n, the number of traces or of tokens in a step, is their sum.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rmr1_jax.data.batch import Batch
+from rmr1_jax.models.transformer import Remat, Transformer
+from rmr1_jax.ops.cross_entropy import target_logprobs
+from rmr1_jax.ops.placement import Constrain, unconstrained
+
+
+class Sums(NamedTuple):
+    """What adds up over the micro-batches of a step."""
+
+    loss: Float[Array, ""]
+    nll: Float[Array, ""]
+    tokens: Float[Array, ""]
+    verdicts: Float[Array, ""]
+    verdicts_right: Float[Array, ""]
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        return cls(*(jnp.zeros(()) for _ in cls._fields))
+
+
+def nll(
+    model: Transformer,
+    micro: Batch,
+    weight_of_step: Float[Array, ""],
+    *,
+    remat: Remat = "none",
+    constrain: Constrain = unconstrained,
+    batch_shards: int = 1,
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss of one micro-batch (R rows) as its share of the step's, and the sums to report.
+
+    Hidden states are gathered where something is learnt, so that neither the output head nor the
+    softmax is computed over prompts and padding. `batch_shards` devices split the rows.
+    """
+    hidden = model(
+        micro.tokens, micro.positions, micro.segment_ids, remat=remat, constrain=constrain
+    )
+    learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
+    learnt = constrain(learnt, ("batch", None, None))
+    valid = micro.loss_weights > 0
+    head, layout = model.head()
+    logprobs, correct = target_logprobs(
+        learnt,
+        head,
+        micro.loss_targets,
+        valid,
+        layout=layout,
+        batch_shards=batch_shards,
+        constrain=constrain,
+    )
+    loss = -jnp.sum(micro.loss_weights * logprobs) / weight_of_step
+    stopped = jax.lax.stop_gradient(logprobs)
+    sums = Sums(
+        loss=jax.lax.stop_gradient(loss),
+        nll=-jnp.sum(jnp.where(valid, stopped, 0.0)),
+        tokens=jnp.sum(valid, dtype=jnp.float32),
+        verdicts=jnp.sum(micro.verdicts, dtype=jnp.float32),
+        verdicts_right=jnp.sum(micro.verdicts & correct, dtype=jnp.float32),
+    )
+    return loss, sums

@@ -1,0 +1,127 @@
+"""Where a run's arrays lie: the mesh, the shardings of its state and batches, its first weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from rmr1_jax.models.checkpoint import load_model
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.transformer import (
+    Params,
+    logical_axes,
+    parameter_shapes,
+    random_params,
+)
+from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.parallel.rules import (
+    TRAINING_RULES,
+    Rules,
+    axis_sizes,
+    even_rules,
+    partition_spec,
+    shardings,
+)
+from rmr1_jax.training.optimizer import wide
+from rmr1_jax.training.step import TrainState
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The mesh of a run, and what is split over which of its axes."""
+
+    mesh: Mesh
+    parameters: Rules
+    activations: Rules
+
+    @property
+    def row_groups(self) -> int:
+        """Into how many parts the rows of a micro-batch are split."""
+        return int(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of leaves [S, R, ...]: rows are split, micro-batches follow one another."""
+        return NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+
+    def of(self, axes: Any) -> Any:
+        """Shardings of parameters from the tree of their logical axes."""
+        return shardings(axes, self.mesh, self.parameters)
+
+    def constrain(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+        """An activation, placed by the logical names of its axes."""
+        spec = partition_spec(axes, self.activations)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def put_batch(self, batch: Any) -> Any:
+        """This process' rows [S, R / processes, ...] as one array over all devices."""
+        put = partial(jax.make_array_from_process_local_data, self.batch)
+        return jax.tree.map(lambda leaf: put(np.ascontiguousarray(leaf)), batch)
+
+
+def make_placement(config: ModelConfig, mesh: str, *, split_sequence: bool) -> Placement:
+    """The placement that a line such as "fsdp=-1,tensor=2" asks for. Raises UserError."""
+    sizes = axis_sizes(logical_axes(config), parameter_shapes(config))
+    shape = check_mesh(
+        parse_mesh(mesh), num_devices=jax.device_count(), sizes=sizes, rules=TRAINING_RULES
+    )
+    device_mesh = make_mesh(shape)
+    parameters = even_rules(TRAINING_RULES, sizes, device_mesh.shape)
+    activations = {**parameters, "sequence": ("tensor",) if split_sequence else ()}
+    return Placement(device_mesh, parameters, activations)
+
+
+def first_params(
+    model: str | Path | None,
+    config: ModelConfig,
+    placement: Placement,
+    *,
+    dtype: str,
+    seed: int,
+    on_read: Callable[[int], None] = lambda size: None,
+) -> Params:
+    """The weights of a checkpoint, or random ones, in `dtype`, each device holding its part."""
+    placed = placement.of(logical_axes(config))
+    if model:
+        return load_model(model, dtype=dtype, shardings=placed, on_read=on_read)[1]
+    make = jax.jit(
+        partial(random_params, config, seed, param_dtype=np.dtype(dtype)), out_shardings=placed
+    )
+    return make()
+
+
+def state_shardings(
+    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, rest: NamedSharding
+) -> TrainState:
+    """Where each leaf of a `TrainState` lies: moments lie with their parameters."""
+    moments = jax.eval_shape(lambda p: optimizer.init(wide(p)), params)
+    placed = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        moments,
+        param_shardings,
+        transform_non_params=lambda _: rest,
+    )
+    return TrainState(rest, param_shardings, placed, rest, rest)
+
+
+def shapes_of(state: Any, placed: Any) -> Any:
+    """`jax.ShapeDtypeStruct` leaves with shardings: what a restored state must be like."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        placed,
+    )

@@ -1,0 +1,42 @@
+"""When to stop early: SIGTERM, Ctrl-C, or the notice that a machine will be taken away."""
+
+import signal
+from types import FrameType
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class StopSignal:
+    """Notes the first signal, so that the loop can save; a second Ctrl-C interrupts at once.
+
+    `signal` is the number of the one that came, or None.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def stop_after(self, step: int) -> bool:
+        """Whether this is the step to stop at; with several processes, the same one for all."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = self.signal or signal.SIGTERM
+            return True
+        return self.signal is not None and jax.process_count() == 1

@@ -1,0 +1,136 @@
+"""One training step: gradients accumulated over micro-batches, clipped, applied; one program.
+
+Nothing here knows the objective: it is a function of a model and a micro-batch that returns its
+share of the step's loss and sums to report (`nll.nll`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.tensors import flatten, nest
+from rmr1_jax.models.transformer import Params, Transformer, with_params
+from rmr1_jax.training.optimizer import apply_gradients, wide
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. With LoRA, `params` are the adapters only."""
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer: optax.OptState
+    bad_steps: Int[Array, ""]
+    """Steps in a row whose loss or gradient was not finite: they changed nothing else."""
+    skipped: Int[Array, ""]
+    """All such steps."""
+
+
+class Metrics(NamedTuple):
+    """What a step reports; `sums` are the objective's own."""
+
+    sums: Any
+    gradient_norm: Float[Array, ""]
+    finite: Array
+    bad_steps: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class Objective(Protocol):
+    """(model, micro-batch, weight of the whole step) -> (share of the loss, sums to report)."""
+
+    def __call__(
+        self, model: Transformer, micro: Any, weight_of_step: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], Any]: ...
+
+
+def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(wide(params)), zero, zero)
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    base: Params,
+    *,
+    config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    dtype: DTypeLike,
+    place: Callable[[Tree], Tree] = lambda tree: tree,
+) -> tuple[TrainState, Metrics]:
+    """The next state, and what to report.
+
+    Args:
+      state: donate it.
+      batch: leaves [S, R, ...], with `loss_weights`; the S micro-batches are accumulated by scan.
+      base: weights that are not trained (LoRA); empty otherwise.
+      config, dtype: of the model; weights are cast once a step, not once a micro-batch.
+      place: puts a tree shaped like the parameters where the parameters are, so that each
+        micro-batch's gradients are reduced and scattered, never held whole.
+    """
+    weight_of_step = batch.loss_weights.sum()
+    trained = cast(state.params, dtype)
+    frozen = cast(base, dtype)
+
+    def loss(params: Params, micro: Any) -> tuple[Array, Any]:
+        model = with_params(config, combine(params, frozen), dtype=dtype)
+        return objective(model, micro, weight_of_step)
+
+    def accumulate(carry: tuple[Tree, Any], micro: Any) -> tuple[tuple[Tree, Any], None]:
+        grads, sums = carry
+        (_, more), new = jax.value_and_grad(loss, has_aux=True)(trained, micro)
+        grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, place(new))
+        return (place(grads), jax.tree.map(jnp.add, sums, more)), None
+
+    zeros = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params))
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    shapes = jax.eval_shape(lambda: loss(trained, first)[1])
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, sums), _ = jax.lax.scan(accumulate, (zeros, sums), batch)
+
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
+    params, moments = apply_gradients(optimizer, grads, state.optimizer, state.params)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    new = TrainState(
+        step=state.step + 1,
+        params=jax.tree.map(keep, params, state.params),
+        optimizer=jax.tree.map(keep, moments, state.optimizer),
+        bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+        skipped=state.skipped + (1 - finite.astype(jnp.int32)),
+    )
+    return new, Metrics(sums, norm, finite, new.bad_steps, new.skipped)
+
+
+def evaluation_step(
+    params: Params,
+    batch: Any,
+    base: Params,
+    *,
+    config: ModelConfig,
+    objective: Objective,
+    dtype: DTypeLike,
+) -> Any:
+    """The objective's sums over a batch; no gradients."""
+    model = with_params(config, cast(combine(params, base), dtype), dtype=dtype)
+    weight = jnp.maximum(batch.loss_weights.sum(), 1.0)
+    each = jax.lax.map(lambda micro: objective(model, micro, weight)[1], batch)
+    return jax.tree.map(lambda leaf: leaf.sum(0), each)
+
+
+def cast(tree: Mapping[str, Any], dtype: DTypeLike) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), dict(tree))
+
+
+def combine(trained: Params, base: Params) -> Params:
+    """One parameter tree of what is trained and what is not."""
+    return nest({**dict(flatten(base)), **dict(flatten(trained))}) if base else trained

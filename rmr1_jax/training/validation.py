@@ -1,0 +1,158 @@
+"""What a run is measured on but does not learn from: the loss on traces, and verdicts it writes."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from jax.typing import DTypeLike
+
+from rmr1_jax.judging import JudgePrompt, Preference
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.transformer import Params, logical_axes
+from rmr1_jax.parallel.rules import DECODING_RULES, even_rules, shardings
+from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions
+from rmr1_jax.training.nll import Sums
+from rmr1_jax.training.placement import Placement
+
+Numbers = dict[str, float | int | None]
+
+
+def loss_numbers(sums: Sums, prefix: str = "") -> Numbers:
+    """What a step, or a validation, reports of its sums (on the host)."""
+    nll = float(sums.nll) / max(float(sums.tokens), 1.0)
+    verdicts = float(sums.verdicts)
+    return {
+        f"{prefix}loss": float(sums.loss),
+        f"{prefix}perplexity": math.exp(min(nll, 50.0)) if math.isfinite(nll) else None,
+        f"{prefix}verdict_token_accuracy": float(sums.verdicts_right) / verdicts
+        if verdicts
+        else None,
+    }
+
+
+def validation_loss(
+    evaluate: Callable[[Params, Any], Sums], params: Params, batches: Iterable[Any]
+) -> Numbers:
+    """The objective over all validation batches, each weighing what its traces (or tokens) do."""
+    total, weight = Sums.zero(), 0.0
+    for batch in batches:
+        share = float(batch.loss_weights.sum())
+        sums = jax.device_get(evaluate(params, batch))
+        total = Sums(*(a + b for a, b in zip(total, sums, strict=True)))._replace(
+            loss=total.loss + sums.loss * share
+        )
+        weight += share
+    return loss_numbers(total._replace(loss=total.loss / max(weight, 1.0)), "validation/")
+
+
+@dataclass
+class VerdictCheck:
+    """Judges pairs through the engine, each in both orders, with the weights of the moment.
+
+    Args:
+      config, tokenizer, prompt, stop_ids: of the judge.
+      pairs: labelled.
+      placement: of the run; the weights are resharded for decoding in one compiled program.
+    """
+
+    config: ModelConfig
+    tokenizer: Any
+    prompt: JudgePrompt
+    stop_ids: Sequence[int]
+    pairs: Sequence[Preference]
+    placement: Placement
+    dtype: DTypeLike
+    max_new_tokens: int
+    samples_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._judge: Judge | None = None
+        self._reshard = jax.jit(
+            partial(decoding_weights, self.config, self.placement, self.dtype),
+        )
+
+    def __call__(self, step: int, params: Params) -> Numbers:
+        """The share of right verdicts over all, in each order, and of pairs judged consistently."""
+        weights = self._reshard(params)
+        if self.placement.mesh.size == 1:
+            device = SingleDeviceSharding(self.placement.mesh.devices.flat[0])
+            weights = jax.device_put(weights, device)
+        if self._judge is None:
+            self._judge = Judge(
+                self.config,
+                weights,
+                self.tokenizer,
+                self.prompt,
+                stop_ids=self.stop_ids,
+                mesh=None if self.placement.mesh.size == 1 else self.placement.mesh,
+                slots=64,
+            )
+        else:
+            self._judge.replace_weights(weights)
+        both = [order for pair in self.pairs for order in (pair, pair.swapped())]
+        options = SamplingOptions(max_new_tokens=self.max_new_tokens)
+        judged: list[Judgement | None] = [None] * len(both)
+        for position, [judgement] in self._judge.judge(both, options):
+            judged[position] = judgement
+        records = [
+            verdict_record(pair, judgement)
+            for pair, judgement in zip(both, judged, strict=True)
+            if judgement is not None
+        ]
+        if self.samples_dir is not None:
+            write_records(self.samples_dir / f"step_{step:06d}.jsonl", records)
+        return verdict_numbers(records)
+
+
+def decoding_weights(
+    config: ModelConfig, placement: Placement, dtype: DTypeLike, params: Params
+) -> Params:
+    """Training weights as the engine wants them: cast, split for decoding, a tuple of layers."""
+    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, placement.mesh.shape)
+    placed = shardings(logical_axes(config), placement.mesh, rules)
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return unstack_layers(config, jax.lax.with_sharding_constraint(cast, placed), jnp.dtype(dtype))
+
+
+def verdict_record(pair: Preference, judgement: Judgement) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "label": pair.label,
+        "verdict": judgement.verdict,
+        "problem": judgement.problem,
+        "trace": judgement.trace,
+        "trace_tokens": judgement.trace_tokens,
+    }
+
+
+def verdict_numbers(records: Sequence[Mapping[str, Any]]) -> Numbers:
+    """From records of pairs, each as given and swapped, one after the other."""
+    right = [record["verdict"] == record["label"] for record in records]
+    given, swapped = right[0::2], right[1::2]
+    verdicts = [record["verdict"] for record in records]
+    orders = zip(verdicts[0::2], verdicts[1::2], strict=True)
+    mean = lambda values: sum(values) / max(len(values), 1)  # noqa: E731
+    return {
+        "validation/verdict_accuracy": mean(right),
+        "validation/verdict_accuracy_given": mean(given),
+        "validation/verdict_accuracy_swapped": mean(swapped),
+        "validation/consistent": mean([{a, b} == {"A", "B"} for a, b in orders]),
+        "validation/said_a": mean([verdict == "A" for verdict in verdicts]),
+        "validation/no_verdict": mean([verdict is None for verdict in verdicts]),
+        "validation/trace_tokens": mean([record["trace_tokens"] for record in records]),
+    }
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,106 @@
+"""The programmed teacher of the self-made task: full traces, right or with a slip."""
+
+from dataclasses import replace
+
+import pytest
+
+from rmr1_jax.data.programmed_teacher import ProgrammedTeacher, programmed_trace
+from rmr1_jax.data.self_made import self_made_preferences
+from rmr1_jax.errors import UserError
+from rmr1_jax.judging import Message, Preference, Side, answer, parse
+
+SAMPLE = list(self_made_preferences(2000, seed=3))
+
+
+def pair(question: str, a: str, b: str, label: Side | None = None) -> Preference:
+    return Preference("pair", (Message("user", question),), a, b, label)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_every_trace_has_all_parts_and_the_verdict_asked_for(right: bool) -> None:
+    for preference in SAMPLE:
+        trace = programmed_trace(preference, right=right, seed=0)
+        verdict = parse(trace)
+        assert (verdict.verdict == preference.label) == right
+        assert (
+            answer(trace, "reward") == answer(trace, "distillation") == answer(trace, "evaluation")
+        )
+        assert verdict.evaluation
+        assert [quote.side for quote in verdict.quotes] == ["A", "B"]
+        if verdict.type == "Reasoning":
+            assert verdict.solution
+        else:
+            assert verdict.type == "Chat"
+            assert verdict.rubric
+            assert verdict.justify
+
+
+def test_a_quote_stands_in_the_response() -> None:
+    for preference in SAMPLE:
+        for quote in parse(programmed_trace(preference, right=True, seed=0)).quotes:
+            response = preference.response_a if quote.side == "A" else preference.response_b
+            if quote.kind == "quote":
+                assert quote.text in response
+
+
+def test_a_sum_is_worked_out_from_the_ones_with_what_is_carried() -> None:
+    trace = programmed_trace(pair("What is 47+25?", "It is 72", "It is 62"), right=True, seed=0)
+    assert trace == (
+        "<type>Reasoning</type>\n<solution>7+5=12,4+2=06+1=07 = 72</solution>\n"
+        "<eval><quote_A>72</quote_A> fits <quote_B>62</quote_B> fails</eval>\n"
+        "<answer>[[A]]</answer>"
+    )
+
+
+def test_a_slip_changes_the_solution_not_only_the_verdict() -> None:
+    trace = programmed_trace(
+        pair("How many vowels are in bagi?", "I get 2", "I get 1"), right=False, seed=0
+    )
+    verdict = parse(trace)
+    assert verdict.verdict == "B"
+    assert verdict.solution is not None
+    assert verdict.solution.endswith(" = 1")
+
+
+def test_the_label_is_not_looked_at() -> None:
+    for preference in SAMPLE[:200]:
+        bare = replace(preference, label=None)
+        assert programmed_trace(bare, right=True, seed=0) == programmed_trace(
+            preference, right=True, seed=0
+        )
+
+
+def test_swapped_responses_swap_the_verdict() -> None:
+    for preference in SAMPLE[:200]:
+        trace = programmed_trace(preference.swapped(), right=True, seed=0)
+        assert parse(trace).verdict == preference.swapped().label
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.75, 0.9, 1.0])
+def test_a_teacher_is_right_as_often_as_it_says(accuracy: float) -> None:
+    teacher = ProgrammedTeacher(accuracy, seed=1)
+    right = [parse(teacher.write(preference)).verdict == preference.label for preference in SAMPLE]
+    tolerance = 0.03 if 0 < accuracy < 1 else 0
+    assert sum(right) / len(right) == pytest.approx(accuracy, abs=tolerance)
+
+
+def test_a_teacher_writes_the_same_whenever_it_is_asked() -> None:
+    first, again = ProgrammedTeacher(0.5, seed=1), ProgrammedTeacher(0.5, seed=1)
+    traces = [first.write(preference) for preference in SAMPLE[:100]]
+    assert [again.write(preference) for preference in reversed(SAMPLE[:100])] == traces[::-1]
+    other = ProgrammedTeacher(0.5, seed=2)
+    assert [other.write(preference) for preference in SAMPLE[:100]] != traces
+
+
+@pytest.mark.parametrize(
+    ("preference", "says"),
+    [
+        (pair("Who wrote Faust?", "Goethe", "Schiller", "A"), "self-made task only"),
+        (pair("What is 47+25?", "It is 71", "It is 62", "A"), "none of the responses"),
+        (pair("What is 47+25?", "It is 72", "I get 72", "A"), "both of the responses"),
+        (pair("What is 47+25?", "many", "It is 72", "B"), "none that the self-made task gives"),
+    ],
+)
+def test_what_it_cannot_judge_is_refused(preference: Preference, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        programmed_trace(preference, right=False, seed=0)
