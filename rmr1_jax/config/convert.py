@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass
 
-from rmr1_jax.config.checks import DTYPES
+from rmr1_jax.config.checks import DTYPES, one_of
 from rmr1_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a checkpoint: Hugging Face or GGUF to Orbax, Orbax or GGUF to Hugging Face."""
+    """Convert a checkpoint: Hugging Face or GGUF to Orbax, Orbax (a training run's too) or GGUF to
+    Hugging Face; adapters to PEFT files."""
 
     input: str = ""
-    """A Hugging Face directory, a GGUF file, or an Orbax directory made by this stage."""
+    """A Hugging Face directory, a GGUF file, an Orbax directory made by this stage, a training run
+    (its latest checkpoint) or one of its checkpoints."""
     output: str = ""
     """The directory to write; it must not exist or be empty."""
     to: str = "orbax"
-    """orbax or huggingface."""
+    """orbax, huggingface (adapters merged in) or peft (adapters alone)."""
     dtype: str = ""
     """Stored type of the weights: float32, bfloat16 or float16. Empty: as in the input."""
     max_shard_size: str = "5GB"
@@ -28,8 +30,7 @@ class ConvertConfig:
         if not self.input or not self.output:
             missing = "input" if not self.input else "output"
             raise UserError(f"--stage=convert needs --{missing}=PATH")
-        if self.to not in ("orbax", "huggingface"):
-            raise UserError(f"--to={self.to} is unknown; choose orbax or huggingface")
+        one_of("to", self.to, ("orbax", "huggingface", "peft"))
         if self.dtype not in ("", *DTYPES, "float16"):
             raise UserError(
                 f"--dtype={self.dtype} is unknown; choose {', '.join(DTYPES)} or float16"

@@ -7,13 +7,15 @@ from rmr1_jax.config.checks import at_least
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Convert a small model and judge six pairs with it; a CPU will do."""
+    """Make pairs and traces, train a small judge on them from random weights, and judge with it;
+    minutes on a CPU."""
 
     workdir: str = "demo"
-    """Where the converted model and the verdicts go."""
-    max_new_tokens: int = 128
-    """The longest trace, in tokens."""
+    """Where everything goes. The same command again goes on in it."""
+    max_steps: int | None = None
+    """Train for so many steps. None: as long as it takes to learn."""
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is converted. Raises UserError."""
-        at_least("max_new_tokens", self.max_new_tokens, 1)
+        """Refuse what cannot work, before anything is made. Raises UserError."""
+        if self.max_steps is not None:
+            at_least("max_steps", self.max_steps, 1)

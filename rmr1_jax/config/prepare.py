@@ -17,9 +17,9 @@ class Source:
 
     Args:
       name: a built-in source (skywork, code, math, self_made), a data set on the Hugging Face hub
-        (owner/name), tfds:NAME, or a file or directory (.jsonl, .jsonl.gz, .json, .parquet; local
-        or gs://).
-      split: the split of a hub or TFDS data set.
+        (owner/name or owner/name:config), tfds:NAME, a directory made by this stage, or a file or
+        directory (.jsonl, .jsonl.gz, .json, .parquet; local or gs://).
+      split: the split of a hub or TFDS data set, or of a directory made by this stage.
       count: keep this many, chosen by the seed after the filters. None: all.
       exclude: field -> values; records with one of them are dropped, counted by field and value.
       fields: our field -> the source's, for layouts that use other names.
@@ -38,7 +38,7 @@ class PrepareConfig:
     the positions, split, and store. With no option: the self-made task."""
 
     output: str = "data/self_made"
-    """The directory to write. The same command again goes on in it."""
+    """The directory to write, on this machine. The same command again goes on in it."""
     input: str = ""
     """Sources by name or path, separated by commas; a recipe can say more about each."""
     sources: Annotated[tuple[Source, ...], tyro.conf.Suppress] = ()
@@ -51,6 +51,8 @@ class PrepareConfig:
     """Held out: a share of the records if below 1, else a number."""
     distillation: float = 0.12
     """Set apart for distillation: a share of the training records if at most 1, else a number."""
+    exact_duplicates: bool = True
+    """Drop pairs that were there already, in whichever order."""
     near_duplicates: float = 0.9
     """Drop records whose estimated Jaccard similarity (word 5-grams) to an earlier one is at least
     this. 0 is off."""
@@ -73,6 +75,10 @@ class PrepareConfig:
         """Refuse what cannot work, before anything is read. Raises UserError."""
         if not self.output:
             raise UserError("--stage=prepare needs --output=DIRECTORY")
+        if "://" in self.output:
+            raise UserError(
+                f"--output={self.output} must be a local directory; copy it to a bucket afterwards"
+            )
         if self.input and self.sources:
             raise UserError(
                 "--input and the recipe's sources both say what to read; leave out --input"
@@ -82,5 +88,8 @@ class PrepareConfig:
             at_least(name, getattr(self, name), 0)
         if self.near_duplicates > 1:
             raise UserError(f"--near_duplicates={self.near_duplicates} must be at most 1")
+        for source in self.sources:
+            if source.count is not None:
+                at_least(f"sources: count of {source.name}", source.count, 1)
         for name in ("ngram", "max_prompt_tokens", "shard_records", "self_made"):
             at_least(name, getattr(self, name), 1)

@@ -8,23 +8,38 @@ from rmr1_jax.config.sft import (
     SftDataConfig,
     ValidationConfig,
 )
-from rmr1_jax.config.synthesize import SynthesizeConfig
+from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
+
+PAIRS, TRACES = "data/self_made", "data/self_made_traces"
+
+
+def self_made_prepare() -> PrepareConfig:
+    """Pairs of the self-made task; most of them are for distillation, since traces cost nothing."""
+    return PrepareConfig(
+        output=PAIRS, input="self_made", self_made=24_000, distillation=0.75, near_duplicates=0
+    )
+
+
+def self_made_synthesize() -> SynthesizeConfig:
+    """Traces by the programmatic teacher: right nine times of ten, then shown the verdict."""
+    return SynthesizeConfig(
+        input=PAIRS,
+        output=TRACES,
+        teacher1=TeacherConfig(kind="program", accuracy=0.9),
+        teacher2=TeacherConfig(kind="program", accuracy=1.0),
+    )
 
 
 def self_made_sft() -> SftConfig:
     """From random weights to a judge of the self-made task; a few minutes."""
     return SftConfig(
         workdir="runs/sft_self_made",
-        data=SftDataConfig(
-            train=SynthesizeConfig().output, max_length=512, held_out=200, row_length=256
-        ),
+        data=SftDataConfig(train=TRACES, max_length=256, held_out=200, row_length=256),
         batch_size=64,
         micro_rows=8,
         epochs=4.0,
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.05),
+        optimizer=OptimizerConfig(learning_rate=3e-3, beta2=0.98, warmup=0.05),
         remat="none",
         checkpoint=CheckpointConfig(every=200),
-        validation=ValidationConfig(
-            every=200, judge=PrepareConfig().output, pairs=100, max_new_tokens=160
-        ),
+        validation=ValidationConfig(every=200, judge=PAIRS, pairs=100, max_new_tokens=100),
     )

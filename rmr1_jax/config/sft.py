@@ -166,6 +166,8 @@ class SftConfig:
                 f"--optimizer.learning_rate={self.optimizer.learning_rate} must be above 0"
             )
         at_least("lora.rank", self.lora.rank, 0)
+        if self.lora.rank and not self.model:
+            raise UserError("--lora.rank needs --model: adapters adapt a trained model")
         at_least("checkpoint.every", self.checkpoint.every, 1)
         at_least("checkpoint.keep", self.checkpoint.keep, 1)
         at_least("validation.every", self.validation.every, 0)

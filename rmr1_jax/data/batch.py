@@ -1,9 +1,8 @@
 """What the pipeline gives and a training step takes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
-from numpy import ndarray
 
 
 class Batch(NamedTuple):
@@ -16,11 +15,11 @@ class Batch(NamedTuple):
     or tokens, so that a step's loss is sum(weights * nll) / sum(weights) whatever S is.
     """
 
-    tokens: Int[ndarray, "S R T"]
-    positions: Int[ndarray, "S R T"]
-    segment_ids: Int[ndarray, "S R T"]
-    loss_positions: Int[ndarray, "S R W"]
-    loss_targets: Int[ndarray, "S R W"]
-    loss_weights: Float[ndarray, "S R W"]
-    verdicts: Bool[ndarray, "S R W"]
+    tokens: Int[Any, "S R T"]
+    positions: Int[Any, "S R T"]
+    segment_ids: Int[Any, "S R T"]
+    loss_positions: Int[Any, "S R W"]
+    loss_targets: Int[Any, "S R W"]
+    loss_weights: Float[Any, "S R W"]
+    verdicts: Bool[Any, "S R W"]
     """Where the target is the letter of the verdict."""

@@ -48,7 +48,7 @@ class Benchmarks:
         self._sorted = np.unique(np.concatenate(runs)) if runs else np.zeros(0, np.uint64)
 
     def overlap(self, example: Example) -> Overlap | None:
-        """"question": the same conversation, or the same first question, but for case and spaces.
+        """ "question": the same conversation, or the same first question, but for case and spaces.
         "words": `ngram` words in a row that a benchmark has too. Responses are not looked at."""
         for conversation in _asked(example):
             if {_exact(conversation), _exact(conversation[:1])} & self._exact:

@@ -1,6 +1,7 @@
 """Exact and near duplicates among examples, found without holding an example in memory."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
@@ -46,10 +47,14 @@ def near_duplicates(
 
     Locality-sensitive hashing with the bands that datasketch's MinHashLSH takes for the threshold,
     but sorted instead of held in tables: apart from `signatures`, which may be a memory map, this
-    takes some 40 bytes an example and a little more for those that share a band with another.
+    takes some 200 bytes an example where a tenth of them are near duplicates.
     """
-    bands = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=_WEIGHTS)
+    # Above 0.99 datasketch finds no bands; what they bring together is compared in any case.
+    near = min(threshold, 0.99)
+    bands = MinHashLSH(threshold=near, num_perm=PERMUTATIONS, weights=_WEIGHTS)
     drop = np.zeros(len(examples), bool)
+    if not len(examples):
+        return drop
     members: list[Int[np.ndarray, " m"]] = []
     groups: list[Int[np.ndarray, " m"]] = []
     first_free = 0
@@ -66,8 +71,8 @@ def near_duplicates(
     order = np.lexsort((group, member))
     member, group = member[order], group[order]
     kept: dict[int, list[int]] = {}
-    starts = np.flatnonzero(np.append(True, member[1:] != member[:-1])) if len(member) else []
-    for start, end in zip(starts, [*starts[1:], len(member)], strict=True):
+    ends = np.flatnonzero(np.append(member[1:] != member[:-1], True)[: len(member)]) + 1
+    for start, end in pairwise([0, *map(int, ends)]):
         index, of = int(member[start]), [int(number) for number in group[start:end]]
         earlier = sorted({other for number in of for other in kept.get(number, ())})
         if earlier and _resembles(signatures, examples, index, earlier, threshold):

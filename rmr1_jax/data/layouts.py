@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rmr1_jax.data.example import Example
@@ -60,8 +61,8 @@ def example_from_preference(preference: Preference, *, source: str) -> Example:
     """A labelled pair as an Example. Raises RecordError where the label is missing."""
     if preference.label is None:
         raise RecordError("label", 'is missing; say which response won, "A" or "B"')
-    id = f"{source}/{preference.id}"
-    return Example(id=id, source=source, label=preference.label, preference=preference)
+    preference = replace(preference, id=f"{source}/{preference.id}")
+    return Example(preference.id, source, preference.label, preference)
 
 
 def shown_fields(record: Record) -> str:
@@ -140,7 +141,8 @@ def transcript(text: str) -> list[dict[str, str]]:
     ]
 
 
-def istranscript(record: Record) -> bool:
+def is_transcript(record: Record) -> bool:
+    """Whether chosen and rejected are whole conversations in one text each."""
     return not any(name in record for name in QUESTIONS) and all(
         isinstance(text := record.get(side), str) and text.lstrip().startswith("Human:")
         for side in ("chosen", "rejected")
@@ -191,16 +193,20 @@ _LAYOUTS: tuple[tuple[Callable[[Record], bool], Callable[[Record], Record]], ...
     (lambda record: "full_chosen" in record, _math),
     (is_transcript, _transcripts),
     (
-        lambda record: "response_a" in record
-        and "prompt" in record
-        and not {"question", "conversation"} & record.keys(),
+        lambda record: (
+            "response_a" in record
+            and "prompt" in record
+            and not {"question", "conversation"} & record.keys()
+        ),
         _asked_in_prompt,
     ),
     (
-        lambda record: "chosen" in record
-        and "prompt" not in record
-        and isinstance(record["chosen"], str)
-        and any(name in record for name in QUESTIONS),
+        lambda record: (
+            "chosen" in record
+            and "prompt" not in record
+            and isinstance(record["chosen"], str)
+            and any(name in record for name in QUESTIONS)
+        ),
         _other_question,
     ),
 )

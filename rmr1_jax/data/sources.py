@@ -1,4 +1,4 @@
-"""Preferences from JSONL, JSON and Parquet files, and the file that bad records go to."""
+"""Preferences of a file, one after the other, and the file that bad records go to."""
 
 import hashlib
 import itertools

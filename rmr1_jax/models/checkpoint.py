@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.models.adapted import LORA, load_adapted, load_adapters, read_lora
 from rmr1_jax.models.config import ModelConfig, load_hf_config, read_json
 from rmr1_jax.models.directories import read_marker, replace_directory
 from rmr1_jax.models.gguf import gguf_config, load_gguf
@@ -40,7 +41,7 @@ from rmr1_jax.models.tensors import default_sharding, flatten, nest, tensors_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Format = Literal["huggingface", "gguf", "orbax"]
+Format = Literal["huggingface", "gguf", "orbax", "adapters"]
 WEIGHTS = "weights"
 CHECKPOINTS, COMPANIONS = "checkpoints", "model"
 
@@ -61,9 +62,9 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
     if marker is not None and marker.get("format") == "orbax":
         return "orbax", path
     if (path / COMPANIONS).is_dir() and (path / CHECKPOINTS).is_dir():
-        return "orbax", _latest_checkpoint(path / CHECKPOINTS)
+        path = _latest_checkpoint(path / CHECKPOINTS)
     if path.absolute().parent.name == CHECKPOINTS and (path / WEIGHTS).is_dir():
-        return "orbax", path
+        return ("adapters" if (companions(path) / LORA).is_file() else "orbax"), path
     files = sorted(path.glob("*.gguf"))
     if not files or any(path.glob("*.safetensors")):
         return "huggingface", path
@@ -108,6 +109,15 @@ def load_model(
     `shardings` is a tree of shardings that matches the parameters. Raises `UserError`.
     """
     kind, place = recognise(path)
+    if kind == "adapters":
+        lora, base = read_lora(companions(place))
+        with quiet_orbax():
+            adapters = load_adapters(place / WEIGHTS, load_config(place), lora)
+        return load_adapted(
+            adapters,
+            base,
+            partial(load_model, dtype=dtype, shardings=shardings, on_read=on_read),
+        )
     load = {"huggingface": load_huggingface, "gguf": load_gguf, "orbax": load_weights}[kind]
     return load(place, dtype=dtype, shardings=shardings, on_read=on_read)
 

@@ -54,8 +54,7 @@ def _config(targets: list[str], rank: int, alpha: float, base_model: str) -> dic
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model or None,
         "r": rank,
-        # Whole numbers as whole numbers, though PEFT would take either.
-        "lora_alpha": int(round(alpha)) if abs(alpha - round(alpha)) < 1e-4 else alpha,
+        "lora_alpha": float(f"{alpha:.7g}"),  # the scale is fp32
         "lora_dropout": 0.0,
         "target_modules": [_module(name).split(".")[-1] for name in targets],
         "bias": "none",

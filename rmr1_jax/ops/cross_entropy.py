@@ -55,14 +55,14 @@ def target_logprobs(
       targets: token ids.
       valid: where there is a target.
       layout: which of the two `head` is.
-      chunk: positions computed at a time; by default as many as `CHUNK_LOGITS` allows.
+      chunk: positions computed at a time; by default about as many as `CHUNK_LOGITS` allows.
       batch_shards: the number of devices that B is split over, B a multiple of it. Each sums the
         gradient of the head over its own rows, and these sums are added once, after all chunks.
       constrain: places an array by the logical names of its axes.
     """
     B, W, _ = hidden.shape
     V = head.shape[layout.index("V")]
-    chunk = min(W, chunk or default_chunk(V, B // batch_shards))
+    chunk = min(W, chunk) if chunk else even_chunk(W, V, B // batch_shards)
     padding = -W % chunk
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
@@ -87,10 +87,14 @@ def plain_target_logprobs(
     return jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
 
 
-def default_chunk(vocab_size: int, rows: int) -> int:
-    """Positions a chunk, so that the logits of `rows` rows number about `CHUNK_LOGITS`."""
-    positions = CHUNK_LOGITS // (vocab_size * rows)
-    return max(32, positions // 32 * 32)
+def even_chunk(positions: int, vocab_size: int, rows: int) -> int:
+    """Positions a chunk, so that `rows` rows of it have about `CHUNK_LOGITS` logits at most.
+
+    Chunks are equal: a last one that is mostly empty would cost as much as the others.
+    """
+    most = max(32, CHUNK_LOGITS // (vocab_size * rows))
+    chunks = -(-positions // most)
+    return -(-positions // chunks)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -149,7 +153,7 @@ def _backward_rule(
         preferred_element_type=jnp.float32,
     )
 
-    def chunk(at: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+    def chunk(at: Array, gradients: tuple[Array, ...]) -> tuple[Array, ...]:
         take, put = _window(plan, at)
         rows = take(hidden)
         softmax = jnp.exp(_chunk_logits(plan, rows, table) - take(normaliser)[..., None])
@@ -169,9 +173,12 @@ def _backward_rule(
 _target_logprobs.defvjp(_forward_rule, _backward_rule)
 
 
-def _for_live_chunks[T: tuple[Array, ...]](
-    plan: _Plan, valid: Array, chunk: Callable[[Array, T], T], state: T
-) -> T:
+def _for_live_chunks(
+    plan: _Plan,
+    valid: Array,
+    chunk: Callable[[Array, tuple[Array, ...]], tuple[Array, ...]],
+    state: tuple[Array, ...],
+) -> tuple[Array, ...]:
     """Runs `chunk` for each chunk of positions that has a valid target in some row."""
     live = valid.reshape(valid.shape[0], -1, plan.chunk).any((0, 2))
     (order,) = jnp.nonzero(live, size=live.size, fill_value=0)

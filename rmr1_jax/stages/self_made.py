@@ -1,20 +1,39 @@
-"""The embedded default of the training stages: data of the self-made task, made where absent."""
+"""The embedded default of the training stages: the self-made task, made where it is absent."""
 
+import json
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rmr1_jax.config import PrepareConfig, SftConfig, SynthesizeConfig
-from rmr1_jax.config.self_made import self_made_sft
+from rmr1_jax.config.self_made import (
+    PAIRS,
+    TRACES,
+    self_made_prepare,
+    self_made_sft,
+    self_made_synthesize,
+)
 from rmr1_jax.data.self_made import self_made_tokenizer, tiny_model_config
 from rmr1_jax.data.store import is_complete
-from rmr1_jax.data.traces import TRACES
+from rmr1_jax.data.traces import TRACES as TRACES_FILE
 from rmr1_jax.models.config import ModelConfig
 
 
-def with_self_made_defaults(config: SftConfig) -> SftConfig:
-    """The configuration itself where it names a model or traces; else that of the self-made task,
-    with every option that differs from its default kept as it is."""
+def prepare_defaults(config: PrepareConfig) -> PrepareConfig:
+    """The configuration itself where it names a source; else the self-made recipe, with what was
+    asked for otherwise."""
+    if config.input or config.sources:
+        return config
+    return _changed(self_made_prepare(), config, PrepareConfig())
+
+
+def synthesize_defaults(config: SynthesizeConfig) -> SynthesizeConfig:
+    """The same for traces."""
+    return config if config.input else _changed(self_made_synthesize(), config, SynthesizeConfig())
+
+
+def sft_defaults(config: SftConfig) -> SftConfig:
+    """The same for training, where neither a model nor traces are named."""
     if config.model or config.data.train:
         return config
     return _changed(self_made_sft(), config, SftConfig())
@@ -32,16 +51,30 @@ def _changed(target: Any, given: Any, default: Any) -> Any:
     return replace(target, **changes)
 
 
-def make_self_made(config: SftConfig) -> None:
-    """Prepare and distil the self-made task, unless that is done or other data are named."""
-    from rmr1_jax.stages.prepare import prepare
-    from rmr1_jax.stages.synthesize import synthesize
+def make_pairs(path: str) -> None:
+    """Prepare the pairs of the self-made task, if those are meant and absent."""
+    if path == PAIRS and not is_complete(path):
+        from rmr1_jax.stages.prepare import prepare
 
-    pairs, traces = PrepareConfig(), SynthesizeConfig()
-    if config.validation.judge == pairs.output and not is_complete(pairs.output):
-        prepare(pairs)
-    if config.data.train == traces.output and not (Path(traces.output) / TRACES).is_file():
-        synthesize(traces)
+        prepare(self_made_prepare())
+
+
+def make_traces(path: str) -> None:
+    """Distil the traces of the self-made task, if those are meant and absent."""
+    if path == TRACES and not _is_distilled(Path(path)):
+        from rmr1_jax.stages.synthesize import synthesize
+
+        make_pairs(PAIRS)
+        synthesize(self_made_synthesize())
+
+
+def _is_distilled(directory: Path) -> bool:
+    """Whether synthesis came to its end there: at a cap it leaves a part of the traces."""
+    try:
+        report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (directory / TRACES_FILE).is_file() and not report["stopped"]
 
 
 def self_made_model() -> ModelConfig:

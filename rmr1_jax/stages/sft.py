@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from rich.console import Console
@@ -16,10 +16,11 @@ from rmr1_jax.config import SftConfig
 from rmr1_jax.data import read_preferences
 from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.data.token_cache import TokenCache, token_cache
-from rmr1_jax.data.tokenize import TokenizeOptions
+from rmr1_jax.data.tokenize import Overlong, TokenizeOptions
 from rmr1_jax.data.traces import Traces, open_traces, prompt_of_traces
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import JudgePrompt, Preference
+from rmr1_jax.models.adapted import write_lora
 from rmr1_jax.models.checkpoint import (
     COMPANIONS,
     load_config,
@@ -28,13 +29,20 @@ from rmr1_jax.models.checkpoint import (
 )
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_companions
+from rmr1_jax.models.lora import Lora, parse_targets
 from rmr1_jax.models.tensors import count_parameters
-from rmr1_jax.stages.self_made import make_self_made, self_made_model, with_self_made_defaults
+from rmr1_jax.models.transformer import Params
+from rmr1_jax.stages.self_made import make_pairs, make_traces, self_made_model, sft_defaults
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.curves import draw_curves
 from rmr1_jax.training.loop import Outcome
 from rmr1_jax.training.metrics import MetricsLog
-from rmr1_jax.training.placement import first_params, make_placement
+from rmr1_jax.training.placement import (
+    Placement,
+    first_params,
+    make_placement,
+    with_adapters,
+)
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.sft import MAY_CHANGE, Material, Sft, make_material
 from rmr1_jax.training.validation import VerdictCheck
@@ -48,11 +56,10 @@ def run(config: SftConfig) -> int:
 
     Raises UserError.
     """
-    config = with_self_made_defaults(config)
+    config = sft_defaults(config)
     config.check()
-    self_made = not config.model
-    if self_made:
-        make_self_made(config)
+    make_traces(config.data.train)
+    make_pairs(config.validation.judge)
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else self_made_model()
     placement = make_placement(base, config.mesh, split_sequence=config.split_sequence)
@@ -60,8 +67,9 @@ def run(config: SftConfig) -> int:
     traces = open_traces(config.data.train, workdir / "traces")
     prompt = prompt_of_traces(traces, config.data.prompt)
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
+    lora = lora_of(config)
     if not (workdir / COMPANIONS / "config.json").is_file():
-        write_model_companions(config, model, prompt)
+        write_model_companions(config, model, prompt, lora)
     tokenizer, stop_ids = load_tokenizer(workdir / COMPANIONS)
     cache = tokenise(config, traces, tokenizer, prompt, "traces")
     other = None
@@ -84,21 +92,14 @@ def run(config: SftConfig) -> int:
             workdir / "samples",
         )
     describe(config, model, material, traces, prompt, dtype)
-    with reading(model) as on_read:
-        params = first_params(
-            config.model or None,
-            model,
-            placement,
-            dtype=config.optimizer.param_dtype,
-            seed=config.seed,
-            on_read=on_read,
-        )
+    params, rest = starting_point(config, model, placement, lora, dtype)
     sft = Sft(
         config,
         model,
         material,
         placement,
         params,
+        rest,
         dtype=dtype,
         name_example=lambda index: traces.examples[index].id,
         verdicts=verdicts,
@@ -139,10 +140,40 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def write_model_companions(config: SftConfig, model: ModelConfig, prompt: JudgePrompt) -> None:
+def lora_of(config: SftConfig) -> Lora | None:
+    """The adapters that are asked for. Raises UserError."""
+    if not config.lora.rank:
+        return None
+    return Lora(config.lora.rank, config.lora.alpha, parse_targets(config.lora.targets))
+
+
+def starting_point(
+    config: SftConfig, model: ModelConfig, placement: Placement, lora: Lora | None, dtype: str
+) -> tuple[Params, Params]:
+    """What is trained, and what stays as it is (nothing, without adapters); placed."""
+    with reading(model) as on_read:
+        params = first_params(
+            config.model or None,
+            model,
+            placement,
+            # Weights that are not trained need no more than what they are computed in.
+            dtype=dtype if lora else config.optimizer.param_dtype,
+            seed=config.seed,
+            on_read=on_read,
+        )
+    if lora is None:
+        return params, {}
+    return with_adapters(model, params, placement, lora, config)
+
+
+def write_model_companions(
+    config: SftConfig, model: ModelConfig, prompt: JudgePrompt, lora: Lora | None
+) -> None:
     """What makes every checkpoint of the run one that can be judged with and exported."""
     directory = Path(config.workdir) / COMPANIONS
     directory.mkdir(exist_ok=True)
+    if lora:
+        write_lora(directory, lora, config.model)
     if config.model:
         with tokenizer_directory(config.model) as tokenizer:
             if not has_tokenizer(tokenizer):
@@ -165,7 +196,7 @@ def tokenise(
 ) -> TokenCache:
     """The token cache of traces, made where it is not there yet."""
     options = TokenizeOptions(
-        config.data.max_length, config.data.loss_on_header, config.data.overlong
+        config.data.max_length, config.data.loss_on_header, cast(Overlong, config.data.overlong)
     )
     with bar(f"tokenising {what}", len(traces.examples)) as advance:
         return token_cache(
@@ -225,8 +256,9 @@ def describe(
         f"prompts of {counts.prompt.mean:,.0f} tokens in the mean (longest {counts.prompt.max:,}), "
         f"traces of {counts.trace.mean:,.0f} ({counts.trace.max:,})"
     )
+    steps = min(plan.steps, config.max_steps or plan.steps)
     say(
-        f"{plan.steps} steps of {shape.per_step} rows x {shape.row_length} tokens, about "
+        f"{steps} steps of {shape.per_step} rows x {shape.row_length} tokens, about "
         f"{plan.mean_sequences:.0f} traces a step, {plan.padding:.1%} padding"
     )
     if abs(plan.mean_sequences / config.batch_size - 1) > FAR:

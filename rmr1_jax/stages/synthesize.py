@@ -15,13 +15,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rmr1_jax.config import PrepareConfig, SynthesizeConfig
+from rmr1_jax.config import SynthesizeConfig
 from rmr1_jax.data.example import Example
 from rmr1_jax.data.replies import Replies
 from rmr1_jax.data.sources import RejectsFile, read_preferences
+from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.data.synthesis import Examples, Report, Synthesis, check_examples
 from rmr1_jax.judging import JudgePrompt, load_prompt
 from rmr1_jax.stages.judgement_log import GO_ON, JudgementLog
+from rmr1_jax.stages.self_made import make_pairs, synthesize_defaults
 from rmr1_jax.stages.synthesis_passes import ask_directly, read_batches, write_batches
 from rmr1_jax.stages.synthesis_report import report_table
 from rmr1_jax.stages.teachers import PASSES, teacher_config, teacher_formats, teacher_settings
@@ -29,7 +31,7 @@ from rmr1_jax.stages.teachers import PASSES, teacher_config, teacher_formats, te
 
 def run(config: SynthesizeConfig) -> int:
     """Returns the exit status: 1 if anything was refused, or the run stopped early, else 0."""
-    report = synthesize(config)
+    report = synthesize(synthesize_defaults(config))
     return 1 if report.refused or report.stopped or report.input_rejects else 0
 
 
@@ -39,6 +41,7 @@ def synthesize(config: SynthesizeConfig) -> Report:
     Raises UserError.
     """
     config.check()
+    make_pairs(config.input)
     formats, prompt, output = teacher_formats(config), judge_prompt(config), Path(config.output)
     settings = run_settings(config, prompt)
     with JudgementLog(output / "replies.jsonl") as log:
@@ -89,13 +92,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def load_examples(config: SynthesizeConfig, rejects: RejectsFile) -> Examples:
     """The labelled examples of the input, the first `limit` of them. Raises UserError."""
-    from rmr1_jax.data.store import ExampleStore, is_complete
-
-    path = config.input or PrepareConfig().output
-    if not config.input and not is_complete(path):
-        from rmr1_jax.stages.prepare import prepare
-
-        prepare(PrepareConfig())
+    path = config.input
     if Path(path).is_dir():
         examples: Examples = ExampleStore(path).split(config.split)
         where = f"{path}, split {config.split}"
@@ -123,7 +120,7 @@ def judge_prompt(config: SynthesizeConfig) -> JudgePrompt:
 def run_settings(config: SynthesizeConfig, prompt: JudgePrompt) -> dict[str, object]:
     """What makes two runs write the same traces; limits, caps and concurrency do not matter."""
     return {
-        "input": str(Path(config.input or PrepareConfig().output).resolve()),
+        "input": str(Path(config.input).resolve()),
         "split": config.split,
         "prompt_sha256": prompt.sha256,
     } | {

@@ -44,7 +44,11 @@ class RunCheckpoints:
         with quiet_orbax():
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                item_names=(WEIGHTS, OPTIMIZER, RUN),
+                item_handlers={
+                    WEIGHTS: ocp.StandardCheckpointHandler(),
+                    OPTIMIZER: ocp.StandardCheckpointHandler(),
+                    RUN: ocp.JsonCheckpointHandler(),
+                },
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policy, cleanup_tmp_directories=True
                 ),

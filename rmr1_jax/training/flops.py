@@ -1,8 +1,9 @@
 """Model FLOPs utilisation: the arithmetic that a step needs, against what the devices could do.
 
-Counted is what the objective needs, forward (2 a weight and token) and backward (4): every matrix
-at every real token, the output head only where something is learnt, causal attention within each
-sequence. Padding, recomputation (remat) and chunks computed twice are not work.
+Counted is what the objective needs, forward (2 a weight and token) and backward (4, or 2 where the
+weights are not trained, as with adapters): every matrix at every real token, the output head only
+where something is learnt, causal attention within each sequence. Padding, recomputation (remat)
+and chunks computed twice are not work.
 """
 
 import math
@@ -42,7 +43,11 @@ def matrix_parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def training_flops(
-    config: ModelConfig, sequence_lengths: np.ndarray, learnt_tokens: int | float
+    config: ModelConfig,
+    sequence_lengths: np.ndarray,
+    learnt_tokens: int | float,
+    *,
+    adapters_only: bool = False,
 ) -> float:
     """FLOPs that one pass forward and backward over these sequences needs."""
     body, head = matrix_parameters(config)
@@ -51,7 +56,8 @@ def training_flops(
     sizes = dimensions(config)
     pairs = float((lengths * (lengths + 1) / 2).sum())
     attention = 4 * sizes["L"] * sizes["N"] * sizes["H"] * pairs
-    return 3 * (2 * body * float(lengths.sum()) + 2 * head * float(learnt_tokens) + attention)
+    matrices = 2 * body * float(lengths.sum()) + 2 * head * float(learnt_tokens)
+    return (2 if adapters_only else 3) * matrices + 3 * attention
 
 
 @cache

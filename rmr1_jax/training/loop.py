@@ -109,7 +109,8 @@ def train(
             }
             last = step == job.steps or stop.stop_after(step)
             loss, validated = None, False
-            if job.validate and (step == job.steps or _due(step, job.validate_every)):
+            at_end = step == job.steps and job.validate_every
+            if job.validate and (at_end or _due(step, job.validate_every)):
                 validation = job.validate(step, state)
                 numbers |= validation
                 loss, validated = validation.get("validation/loss"), True

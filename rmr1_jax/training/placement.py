@@ -12,8 +12,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from rmr1_jax.config import SftConfig
 from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
+from rmr1_jax.models.lora import logical_axes as lora_axes
 from rmr1_jax.models.transformer import (
     Params,
     logical_axes,
@@ -103,10 +106,24 @@ def first_params(
     return make()
 
 
+def with_adapters(
+    config: ModelConfig, params: Params, placement: Placement, lora: Lora, options: SftConfig
+) -> tuple[Params, Params]:
+    """New adapters to train, and the rest: the model's weights with the adapters' scales."""
+    placed = placement.of(lora_axes(config, lora))
+    adapters_placed, _ = split_trainable(placed)
+    make = partial(
+        random_adapters, config, lora, options.seed, np.dtype(options.optimizer.param_dtype)
+    )
+    adapters, scales = split_trainable(jax.jit(make)())
+    scales = jax.device_put(scales, placement.replicated)
+    return jax.device_put(adapters, adapters_placed), combine(params, scales)
+
+
 def state_shardings(
-    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, rest: NamedSharding
+    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, rest: Any
 ) -> TrainState:
-    """Where each leaf of a `TrainState` lies: moments lie with their parameters."""
+    """A `TrainState` of shardings: moments lie with their parameters, `rest` is for counters."""
     moments = jax.eval_shape(lambda p: optimizer.init(wide(p)), params)
     placed = optax.tree_map_params(
         optimizer,

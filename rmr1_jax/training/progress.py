@@ -75,7 +75,7 @@ class TrainingProgress:
     def say(self, line: str) -> None:
         """A line of its own, whatever the bar does."""
         if not self._quiet:
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def step_done(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
         shown = "  ".join(

@@ -17,6 +17,7 @@ from rmr1_jax.data.pipeline import Batches, batches
 from rmr1_jax.data.token_cache import TokenCache
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import combine
 from rmr1_jax.models.transformer import Params, Remat
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.flops import peak_flops, training_flops
@@ -146,7 +147,8 @@ class Sft:
       model: the architecture.
       material: from `make_material`.
       placement: where everything lies.
-      params: the weights to start from, placed; donated.
+      params: what is trained, placed: all weights to start from, or new adapters.
+      base: the weights that are not trained, where there are adapters.
       total_steps: of the whole run; the schedule ends there.
       name_example: index of an example -> its id.
       verdicts: judges pairs at each validation; None where there are none.
@@ -159,6 +161,7 @@ class Sft:
         material: Material,
         placement: Placement,
         params: Params,
+        base: Params,
         *,
         dtype: str,
         name_example: Callable[[int], str],
@@ -178,7 +181,7 @@ class Sft:
             constrain=placement.constrain,
             batch_shards=placement.row_groups,
         )
-        self._base: Params = {}
+        self._base = base
         self.state = start(params)
         self._like = shapes_of(self.state, where)
         self._step = jax.jit(
@@ -258,13 +261,13 @@ class Sft:
             each = (self._validation[i] for i in range(len(self._validation)))
             numbers |= validation_loss(evaluate, state.params, each)
         if self.verdicts is not None:
-            numbers |= self.verdicts(step, state.params)
+            numbers |= self.verdicts(step, combine(state.params, self._base))
         return numbers
 
     def _report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
         sequences = self.material.train.sequences_of(step - 1)
         lengths, learnt = self._lengths[sequences], int(self._loss_lengths[sequences].sum())
-        flops = training_flops(self.model, lengths, learnt)
+        flops = training_flops(self.model, lengths, learnt, adapters_only=bool(self._base))
         tokens = int(lengths.sum())
         return {
             **loss_numbers(metrics.sums),

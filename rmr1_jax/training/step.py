@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.tensors import flatten, nest
+from rmr1_jax.models.lora import combine
 from rmr1_jax.models.transformer import Params, Transformer, with_params
 from rmr1_jax.training.optimizer import apply_gradients, wide
 
@@ -129,8 +129,3 @@ def evaluation_step(
 
 def cast(tree: Mapping[str, Any], dtype: DTypeLike) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), dict(tree))
-
-
-def combine(trained: Params, base: Params) -> Params:
-    """One parameter tree of what is trained and what is not."""
-    return nest({**dict(flatten(base)), **dict(flatten(trained))}) if base else trained

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import merge
 from rmr1_jax.models.transformer import Params, logical_axes
 from rmr1_jax.parallel.rules import DECODING_RULES, even_rules, shardings
 from rmr1_jax.sampling.engine import unstack_layers
@@ -115,10 +116,11 @@ class VerdictCheck:
 def decoding_weights(
     config: ModelConfig, placement: Placement, dtype: DTypeLike, params: Params
 ) -> Params:
-    """Training weights as the engine wants them: cast, split for decoding, a tuple of layers."""
+    """Training weights as the engine wants them: adapters merged in, cast, split for decoding, a
+    tuple of layers."""
     rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, placement.mesh.shape)
     placed = shardings(logical_axes(config), placement.mesh, rules)
-    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merge(params))
     return unstack_layers(config, jax.lax.with_sharding_constraint(cast, placed), jnp.dtype(dtype))
 
 

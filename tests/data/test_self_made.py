@@ -66,8 +66,8 @@ def test_every_kind_is_asked_a_quarter_of_the_time() -> None:
 @pytest.mark.parametrize(
     ("asked", "problem", "right", "wrong"),
     [
-        ("What is 47+25?", Arithmetic(47, "+", 25), "It is 72", "It is 62"),
-        ("How much is 92-25?", Arithmetic(92, "-", 25), "I get 67", "I get 77"),
+        ("What is 147+252?", Arithmetic(147, "+", 252), "It is 399", "It is 389"),
+        ("How much is 987-325?", Arithmetic(987, "-", 325), "I get 662", "I get 672"),
         ("Can you sort dbea?", Sorting("dbea"), "Answer: abde", "abed"),
         ("How many vowels are in bagie?", Counting("bagie"), "The answer is 3", "Answer: 2"),
         ("Can you count the odd digits in 3852?", Counting("3852"), "I get 2", "I get 0"),
@@ -102,7 +102,7 @@ def test_a_question_can_be_read_and_its_responses_checked(
 
 
 @pytest.mark.parametrize(
-    "asked", ["What is the capital of France?", "", "What is 1+1?", "What is 60+60?"]
+    "asked", ["What is the capital of France?", "", "What is 1+1?", "What is 167+252?"]
 )
 def test_other_questions_are_none_of_its_own(asked: str) -> None:
     assert read_problem(asked) is None

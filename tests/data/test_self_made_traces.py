@@ -43,11 +43,11 @@ def test_a_quote_stands_in_the_response() -> None:
                 assert quote.text in response
 
 
-def test_a_sum_is_worked_out_from_the_ones_with_what_is_carried() -> None:
-    trace = programmed_trace(pair("What is 47+25?", "It is 72", "It is 62"), right=True, seed=0)
+def test_a_sum_is_worked_out_column_by_column() -> None:
+    trace = programmed_trace(pair("What is 147+252?", "It is 399", "It is 389"), right=True, seed=0)
     assert trace == (
-        "<type>Reasoning</type>\n<solution>7+5=12,4+2=06+1=07 = 72</solution>\n"
-        "<eval><quote_A>72</quote_A> fits <quote_B>62</quote_B> fails</eval>\n"
+        "<type>Reasoning</type>\n<solution>1+2=3,4+5=9,7+2=9 = 399</solution>\n"
+        "<eval><quote_A>399</quote_A> fits <quote_B>389</quote_B> fails</eval>\n"
         "<answer>[[A]]</answer>"
     )
 
@@ -96,9 +96,9 @@ def test_a_teacher_writes_the_same_whenever_it_is_asked() -> None:
     ("preference", "says"),
     [
         (pair("Who wrote Faust?", "Goethe", "Schiller", "A"), "self-made task only"),
-        (pair("What is 47+25?", "It is 71", "It is 62", "A"), "none of the responses"),
-        (pair("What is 47+25?", "It is 72", "I get 72", "A"), "both of the responses"),
-        (pair("What is 47+25?", "many", "It is 72", "B"), "none that the self-made task gives"),
+        (pair("What is 147+252?", "It is 398", "It is 389", "A"), "none of the responses"),
+        (pair("What is 147+252?", "It is 399", "I get 399", "A"), "both of the responses"),
+        (pair("What is 147+252?", "many", "It is 399", "B"), "none that the self-made task gives"),
     ],
 )
 def test_what_it_cannot_judge_is_refused(preference: Preference, says: str) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from rmr1_jax.ops import cross_entropy
 from rmr1_jax.ops.cross_entropy import (
     HeadLayout,
-    default_chunk,
+    even_chunk,
     plain_target_logprobs,
     target_logprobs,
 )
@@ -111,7 +111,9 @@ def test_chunks_without_a_valid_target_are_skipped(monkeypatch: pytest.MonkeyPat
     hidden, head, targets, _ = random_inputs(1, "VD", B=2, W=20)
     hidden = hidden.at[0, ::4, 0].set(jnp.arange(5))  # names its chunk
     valid = jnp.zeros((2, 20), bool).at[0, 5].set(True).at[1, 18].set(True)
-    ours = with_gradients(chunked("VD", 4), hidden, head, targets, valid)
+    ours = with_gradients(
+        functools.partial(target_logprobs, layout="VD", chunk=4), hidden, head, targets, valid
+    )
     jax.effects_barrier()
     assert sorted(computed) == [1.0, 1.0, 4.0, 4.0]  # forwards and backwards
     expected = with_gradients(plain("VD"), hidden, head, targets, valid)
@@ -201,8 +203,9 @@ def test_memory_is_under_a_third_of_the_plain_one(layout: HeadLayout) -> None:
     assert not re.search(rf"{sizes}\S* (transpose|copy)\(", text)
 
 
-def test_chunks_follow_the_vocabulary_and_the_rows() -> None:
-    assert default_chunk(152_064, rows=1) == 416
-    assert default_chunk(152_064, rows=4) == 96
-    assert default_chunk(512, rows=1) == 131_072
-    assert default_chunk(152_064, rows=1000) == 32
+def test_chunks_are_equal_and_follow_the_vocabulary_and_the_rows() -> None:
+    assert even_chunk(12_288, 152_064, rows=1) == 439  # 28 of them; 4 positions are padding
+    assert even_chunk(12_288, 152_064, rows=4) == 110
+    assert even_chunk(512, 49_152, rows=4) == 256
+    assert even_chunk(300, 512, rows=8) == 300
+    assert even_chunk(96, 152_064, rows=1000) == 32

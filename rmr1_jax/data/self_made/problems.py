@@ -88,7 +88,7 @@ class _Closed:
 
 @dataclass(frozen=True)
 class Arithmetic(_Closed):
-    """A sum or a difference of two-digit numbers that has two digits itself."""
+    """A sum or a difference of three-digit numbers of small digits: no column carries."""
 
     a: int
     sign: Literal["+", "-"]
@@ -98,31 +98,44 @@ class Arithmetic(_Closed):
 
     @classmethod
     def draw(cls, rng: random.Random) -> Self:
-        result, part = rng.randint(20, 99), rng.randint(10, 89)
-        if result - part < 10:
-            return cls.draw(rng)
-        if rng.random() < 0.5:
-            return cls(result, "-", part)
-        return cls(result - part, "+", part)
+        one, other = (
+            int("".join(str(rng.randint(lowest, 4)) for lowest in (1, 0, 0))) for _ in range(2)
+        )
+        return cls(one, "+", other) if rng.random() < 0.5 else cls(one + other, "-", other)
 
     @classmethod
     def read(cls, question: str) -> Self | None:
-        match = re.search(r" (\d\d)([+-])(\d\d)\?$", question)
+        match = re.search(r" (\d{3})([+-])(\d{3})\?$", question)
         if match is None:
             return None
         problem = cls(int(match[1]), "+" if match[2] == "+" else "-", int(match[3]))
-        return problem if 10 <= int(problem.answer) <= 99 else None
+        within = all(0 <= result <= 9 for _, _, result in problem.columns())
+        return problem if within and len(problem.answer) == 3 else None
+
+    def columns(self) -> list[tuple[int, int, int]]:
+        """The two digits of each column, and their sum or difference."""
+        return [
+            (a, b, a + b if self.sign == "+" else a - b)
+            for a, b in zip(map(int, str(self.a)), map(int, str(self.b)), strict=True)
+        ]
 
     @property
     def answer(self) -> str:
         return str(self.a + self.b if self.sign == "+" else self.a - self.b)
 
     def mistake(self, rng: random.Random) -> str:
-        """One digit is off by one or two."""
-        tens, ones = divmod(int(self.answer), 10)
-        near = [10 * (tens + step) + ones for step in (-2, -1, 1, 2) if 1 <= tens + step <= 9]
-        near += [10 * tens + ones + step for step in (-2, -1, 1, 2) if 0 <= ones + step <= 9]
-        return str(rng.choice(near))
+        """One to three digits are others: ones that such answers often have there."""
+        places = rng.sample(range(3), rng.randint(1, 3))
+        while True:
+            other = self.draw(rng)
+            if other.sign == self.sign and all(
+                other.answer[place] != self.answer[place] for place in places
+            ):
+                break
+        digits = list(self.answer)
+        for place in places:
+            digits[place] = other.answer[place]
+        return "".join(digits)
 
 
 @dataclass(frozen=True)

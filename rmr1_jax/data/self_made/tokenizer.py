@@ -20,6 +20,7 @@ SELF_MADE_PROMPT = JudgePrompt(
     "Judge which Chatbot is better: type, then solution or rubric, then eval, then answer.",
 )
 
+MAX_POSITION = 512
 SPECIAL = END, SYSTEM, USER, ASSISTANT = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
@@ -53,9 +54,6 @@ def write_tokenizer(directory: str | Path) -> None:
     self_made_tokenizer().save_pretrained(str(directory))
 
 
-MAX_POSITION = 512
-
-
 def tiny_model_config(vocab_size: int) -> dict[str, Any]:
     """A `config.json` for the tiny judge: a Qwen3 small enough to learn on a CPU in minutes."""
     tokenizer = self_made_tokenizer()
@@ -70,7 +68,7 @@ def tiny_model_config(vocab_size: int) -> dict[str, Any]:
         "head_dim": 32,
         "max_position_embeddings": MAX_POSITION,
         "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
+        "rope_theta": 1_000.0,
         "tie_word_embeddings": True,
         "attention_bias": False,
         "hidden_act": "silu",

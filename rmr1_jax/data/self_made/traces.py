@@ -1,6 +1,6 @@
 """Traces about the self-made task in chain-of-rubrics form, right or with a plausible slip.
 
-A trace takes steps small enough for a tiny model: it solves digit by digit or letter by letter,
+A trace takes steps small enough for a tiny model: it solves column by column or item by item,
 quotes what each response gives, and says whether that is what was asked for.
 """
 
@@ -33,6 +33,8 @@ PHRASES = (
         for side in "AB"
         for open in (" <", "<", "</")
     ),
+    # Signs go with their digits, so that a column is three tokens in a row.
+    *(f"{sign}{digit}" for sign in "+-=" for digit in range(10)),
     *(f" {number}" for number in range(1, 7)),
     *MARKS.values(),
     "</eval>\n<answer>[[",
@@ -127,23 +129,10 @@ def evidence(problem: Problem, side: Side, response: str) -> str:
 
 
 def _column_by_column(problem: Arithmetic, answer: str) -> str:
-    """The ones, then the tens, then what is carried; the last digits are those of the answer.
-
-    A difference borrows ten for its ones, so that the tens of their result say whether it had to.
-    Results have two digits, so that whatever is looked up later stands at the same distance.
-    """
-    sign, (tens, ones) = problem.sign, divmod(int(answer), 10)
-    (tens_a, ones_a), (tens_b, ones_b) = divmod(problem.a, 10), divmod(problem.b, 10)
-    if sign == "+":
-        of_ones, of_tens = ones_a + ones_b, tens_a + tens_b
-        carry = of_ones // 10
-    else:
-        ones_a += 10
-        of_ones, of_tens = ones_a - ones_b, tens_a - tens_b
-        carry = 1 - of_ones // 10
-    return (
-        f"{ones_a}{sign}{ones_b}={of_ones // 10}{ones},"
-        f"{tens_a}{sign}{tens_b}={of_tens:02}{sign}{carry}={tens:02}"
+    """Each column with its result, which is the digit of the answer that is believed."""
+    return ",".join(
+        f"{a}{problem.sign}{b}={result}"
+        for (a, b, _), result in zip(problem.columns(), answer, strict=True)
     )
 
 

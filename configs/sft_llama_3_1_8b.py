@@ -1,0 +1,33 @@
+"""Stage 1 of RM-R1 for Llama-3.1-8B-Instruct, with the 7B model's numbers.
+
+Command:
+    python -m rmr1_jax.main --stage=sft --config=configs/sft_llama_3_1_8b.py \
+        --model=MODEL_DIR --data.train=TRACES
+
+MODEL_DIR is meta-llama/Llama-3.1-8B-Instruct; not among the published models. TRACES is
+gaotang/RM-R1-Distill-SFT saved as JSON lines or Parquet, or a directory made by --stage=synthesize.
+What is not set here is as published: the defaults of SftConfig.
+
+Hardware: not yet run; meant for 16 TPU v5e or 8 GPUs of 80 GB.
+Expected result: none to compare with.
+"""
+
+from rmr1_jax.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    SftConfig,
+    SftDataConfig,
+    ValidationConfig,
+)
+
+config = SftConfig(
+    workdir="runs/sft_llama_3_1_8b",
+    data=SftDataConfig(max_length=12288, row_length=12288),
+    batch_size=128,
+    optimizer=OptimizerConfig(learning_rate=5e-6),
+    remat="full",
+    dtype="bfloat16",
+    mesh="fsdp=-1",
+    checkpoint=CheckpointConfig(every=20),
+    validation=ValidationConfig(every=20),
+)

@@ -1,0 +1,34 @@
+"""Stage 1 of RM-R1 for Qwen2.5-32B-Instruct, with the paper's learning rate.
+
+Command:
+    python -m rmr1_jax.main --stage=sft --config=configs/sft_qwen2_5_32b.py \
+        --model=MODEL_DIR --data.train=TRACES
+
+MODEL_DIR is Qwen/Qwen2.5-32B-Instruct. The paper says 2e-6; the original's script of this name
+trains the 7B model. TRACES is gaotang/RM-R1-Distill-SFT saved as JSON lines or Parquet, or a
+directory made by --stage=synthesize. What is not set here is as published: the defaults of
+SftConfig.
+
+Hardware: not yet run; meant for 64 TPU v5p.
+Expected result: none to compare with yet; the original publishes no loss.
+"""
+
+from rmr1_jax.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    SftConfig,
+    SftDataConfig,
+    ValidationConfig,
+)
+
+config = SftConfig(
+    workdir="runs/sft_qwen2_5_32b",
+    data=SftDataConfig(max_length=12288, row_length=12288),
+    batch_size=128,
+    optimizer=OptimizerConfig(learning_rate=2e-6),
+    remat="full",
+    dtype="bfloat16",
+    mesh="fsdp=-1,tensor=4",
+    checkpoint=CheckpointConfig(every=20),
+    validation=ValidationConfig(every=20),
+)
