@@ -34,12 +34,13 @@ def self_made_sft() -> SftConfig:
     """From random weights to a judge of the self-made task; a few minutes."""
     return SftConfig(
         workdir="runs/sft_self_made",
-        data=SftDataConfig(train=TRACES, max_length=256, held_out=200, row_length=256),
-        batch_size=64,
-        micro_rows=8,
-        epochs=4.0,
+        data=SftDataConfig(train=TRACES, max_length=128, row_length=128, held_out=200),
+        batch_size=32,
+        micro_rows=16,
+        max_steps=1200,
+        epochs=3.0,
         optimizer=OptimizerConfig(learning_rate=3e-3, beta2=0.98, warmup=0.05),
         remat="none",
         checkpoint=CheckpointConfig(every=200),
-        validation=ValidationConfig(every=200, judge=PAIRS, pairs=100, max_new_tokens=100),
+        validation=ValidationConfig(every=200, judge=PAIRS, pairs=100, max_new_tokens=64),
     )

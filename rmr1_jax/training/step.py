@@ -52,8 +52,8 @@ class Objective(Protocol):
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(wide(params)), zero, zero)
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731  (three buffers, to be donated)
+    return TrainState(zero(), params, optimizer.init(wide(params)), zero(), zero())
 
 
 def train_step(

@@ -88,7 +88,10 @@ class _Closed:
 
 @dataclass(frozen=True)
 class Arithmetic(_Closed):
-    """A sum or a difference of three-digit numbers of small digits: no column carries."""
+    """A sum or a difference of three-digit numbers of small digits: no column carries.
+
+    The digits of its answer are different ones.
+    """
 
     a: int
     sign: Literal["+", "-"]
@@ -101,7 +104,10 @@ class Arithmetic(_Closed):
         one, other = (
             int("".join(str(rng.randint(lowest, 4)) for lowest in (1, 0, 0))) for _ in range(2)
         )
-        return cls(one, "+", other) if rng.random() < 0.5 else cls(one + other, "-", other)
+        problem = cls(one, "+", other) if rng.random() < 0.5 else cls(one + other, "-", other)
+        # A digit that comes twice makes answers hard to compare for a model that looks up what
+        # followed a digit before.
+        return problem if len(set(problem.answer)) == 3 else cls.draw(rng)
 
     @classmethod
     def read(cls, question: str) -> Self | None:
@@ -127,15 +133,12 @@ class Arithmetic(_Closed):
         """One to three digits are others: ones that such answers often have there."""
         places = rng.sample(range(3), rng.randint(1, 3))
         while True:
-            other = self.draw(rng)
-            if other.sign == self.sign and all(
-                other.answer[place] != self.answer[place] for place in places
-            ):
-                break
-        digits = list(self.answer)
-        for place in places:
-            digits[place] = other.answer[place]
-        return "".join(digits)
+            other, digits = self.draw(rng), list(self.answer)
+            for place in places:
+                digits[place] = other.answer[place]
+            wrong = "".join(digits)
+            if other.sign == self.sign and wrong != self.answer and len(set(wrong)) == 3:
+                return wrong
 
 
 @dataclass(frozen=True)
