@@ -22,6 +22,7 @@ from rmr1_jax.config import PrepareConfig, Source
 config = PrepareConfig(
     output="data/rm_r1",
     sources=(Source("math"), Source("code"), Source("skywork")),
+    balance="alternate",
     validation=0.0,
     distillation=0.12,
     exact_duplicates=False,

@@ -42,9 +42,9 @@ class PrepareConfig:
     input: str = ""
     """Sources by name or path, separated by commas; a recipe can say more about each."""
     sources: Annotated[tuple[Source, ...], tyro.conf.Suppress] = ()
-    balance: str = "alternate"
-    """Where the chosen response goes: alternate (A, B, A, ... as published), shuffle (seeded) or
-    as_given."""
+    balance: str = "shuffle"
+    """Where the chosen response goes: shuffle (seeded), alternate (A, B, A, ... as published, which
+    gives the label away where kinds of questions alternate too) or as_given."""
     seed: int = 42
     """Of counts, shuffles and splits."""
     validation: float = 0.02

@@ -221,3 +221,13 @@ def test_the_tiny_model_is_one_of_ours_and_stops_at_the_end_token(tokenizer) -> 
 def test_the_prompt_of_the_task_can_be_kept_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text(SELF_MADE_PROMPT.system or "")
     assert load_prompt(str(tmp_path / "prompt.txt")) == SELF_MADE_PROMPT
+
+
+def test_labels_that_alternate_are_not_given_away_by_the_kind_of_question() -> None:
+    chosen_at_a: dict[str, list[bool]] = {}
+    for number, pair in enumerate(self_made_preferences(2000, 5)):
+        words = pair.context[0].content.split()
+        chosen_at_a.setdefault(" ".join(words[:2]), []).append(number % 2 == 0)
+    for kind, sides in chosen_at_a.items():
+        if len(sides) >= 100:
+            assert 0.35 < sum(sides) / len(sides) < 0.65, kind

@@ -8,9 +8,10 @@ from rmr1_jax.judging import Message, Preference
 
 
 def self_made_preferences(count: int, seed: int) -> Iterator[Preference]:
-    """`count` labelled preferences about different problems, the four kinds in turn (where one
-    is used up, another takes its place).
+    """`count` labelled preferences about different problems, of four kinds.
 
+    Kinds are drawn, not taken in turn: whatever puts the chosen response at A and B in turn would
+    otherwise give the label away by the kind. Where a kind is used up, another takes its place.
     The same seed gives the same sequence, whatever the count. No problem comes twice under one
     seed; other seeds may draw it again. Where the right response stands is drawn by itself, so it
     says nothing about the text.
@@ -18,7 +19,7 @@ def self_made_preferences(count: int, seed: int) -> Iterator[Preference]:
     rng = random.Random(f"rmr1_jax self-made task {seed}")
     seen: set[Problem] = set()
     for number in range(count):
-        problem = _unseen(KINDS[number % len(KINDS)], seen, rng)
+        problem = _unseen(rng.choice(KINDS), seen, rng)
         seen.add(problem)
         right, wrong = problem.responses(rng)
         preference = Preference(
