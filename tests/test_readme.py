@@ -2,14 +2,22 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from shlex import split
 from typing import Any
 
 import pytest
 
-from rmr1_jax.config import STAGES, ConvertConfig, JudgeConfig, parse_config, take_option
+from rmr1_jax.config import (
+    STAGES,
+    ConvertConfig,
+    JudgeConfig,
+    SftConfig,
+    option_types,
+    parse_config,
+    take_option,
+)
 from rmr1_jax.judging import Preference, preference_from_record
 from rmr1_jax.models.config import PROMPT_KEY
 from rmr1_jax.sampling.judge import Judgement
@@ -41,7 +49,7 @@ def test_a_command_parses_and_passes_the_checks(
     stage, arguments = take_option(split(command), "stage")
     assert stage in STAGES
     config: Any = parse_config(stage, arguments)
-    if isinstance(config, JudgeConfig):
+    if isinstance(config, JudgeConfig | SftConfig):
         assert config.model == "MODEL_DIR"
         config = replace(config, model=str(tmp_path))
     config.check()
@@ -72,7 +80,7 @@ def test_a_file_of_the_repository_that_is_mentioned_exists() -> None:
 def test_an_option_that_is_mentioned_exists() -> None:
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     named = {option.partition("=")[0] for option in re.findall(r"`--([\w=.,-]+)", prose)}
-    known = {field.name for kind in STAGES.values() for field in fields(kind)}
+    known = {name for kind in STAGES.values() for name, _ in option_types(kind)}
     assert named - known - {"stage", "config", "debug", "editable"} == set()
     assert f"`{PROMPT_KEY}`" in prose
 

@@ -3,7 +3,7 @@
 from rmr1_jax.config.convert import ConvertConfig
 from rmr1_jax.config.demo import DemoConfig
 from rmr1_jax.config.judge import JudgeConfig
-from rmr1_jax.config.parsing import load_recipe, nearest, parse_config, take_option
+from rmr1_jax.config.parsing import load_recipe, nearest, option_types, parse_config, take_option
 from rmr1_jax.config.prepare import PrepareConfig, Source
 from rmr1_jax.config.sft import (
     CheckpointConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "ValidationConfig",
     "load_recipe",
     "nearest",
+    "option_types",
     "parse_config",
     "take_option",
 ]

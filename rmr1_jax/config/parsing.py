@@ -85,7 +85,7 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
     """Name unknown options with their nearest field, and let flags be written `--swap=true`."""
-    types = dict(_options(kind))
+    types = dict(option_types(kind))
     off = {_negated(name): name for name, hint in types.items() if hint is bool}
     checked = []
     for argument in arguments:
@@ -107,13 +107,13 @@ def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
     return checked
 
 
-def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def option_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(option, type) of every field that a command line can set; `section.field` where nested."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if tyro.conf.Suppress in getattr(hint, "__metadata__", ()):
             continue  # a recipe's only
         if is_dataclass(hint):
-            yield from _options(cast(type, hint), f"{prefix}{name}.")
+            yield from option_types(cast(type, hint), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", hint
 

@@ -34,7 +34,7 @@ def self_made_sft() -> SftConfig:
     """From random weights to a judge of the self-made task; a few minutes."""
     return SftConfig(
         workdir="runs/sft_self_made",
-        data=SftDataConfig(train=TRACES, max_length=128, row_length=128, held_out=200),
+        data=SftDataConfig(train=TRACES, max_length=128, held_out=200),
         batch_size=32,
         micro_rows=16,
         max_steps=1200,

@@ -42,13 +42,13 @@ def run(config: DemoConfig) -> int:
     config.check()
     workdir, times = Path(config.workdir), Times()
     pairs, traces = workdir / "pairs", workdir / "traces"
-    heading(1, "prepare: labelled pairs about small questions that can be checked")
+    heading(1, "prepare: labelled pairs about small questions")
     with times.measure("prepare"):
         prepare.prepare(replace(self_made_prepare(), output=str(pairs)))
-    heading(2, "synthesize: traces in two passes, by a programmatic teacher that is often wrong")
+    heading(2, "synthesize: traces in two passes, by a program")
     with times.measure("synthesize"):
         synthesize.synthesize(replace(self_made_synthesize(), input=str(pairs), output=str(traces)))
-    heading(3, "sft: a small model learns to write such traces, from random weights")
+    heading(3, "sft: a small model learns from random weights")
     training = training_config(config, pairs, traces)
     with times.measure("sft"):
         status = sft.run(training)

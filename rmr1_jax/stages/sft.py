@@ -22,6 +22,7 @@ from rmr1_jax.errors import UserError
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.adapted import write_lora
 from rmr1_jax.models.checkpoint import (
+    CHECKPOINTS,
     COMPANIONS,
     load_config,
     load_tokenizer,
@@ -126,11 +127,11 @@ def train(config: SftConfig, sft: Sft, goes_on: bool) -> Outcome:
         finally:
             if log:
                 log.close()
+        if speaks:
+            picture = draw_curves(workdir, f"{workdir.name}: supervised fine-tuning")
+            report(config, outcome, checkpoints, picture, sft.steps)
     finally:
         checkpoints.close()
-    if speaks:
-        picture = draw_curves(workdir, f"{workdir.name}: supervised fine-tuning")
-        report(config, outcome, checkpoints, picture, sft.steps)
     return outcome
 
 
@@ -290,6 +291,9 @@ def report(
         return
     if picture:
         say(f"curves: {picture}")
+    best = checkpoints.best()
+    if best not in (None, steps):
+        say(f"the lowest validation loss was at step {best}: {workdir}/{CHECKPOINTS}/{best}")
     say(
         f"done: {steps} steps, in {workdir}. Judge with it, or export it:\n"
         f"  python -m rmr1_jax.main --stage=judge --model={workdir} --input=PAIRS.jsonl "

@@ -60,7 +60,9 @@ class RunCheckpoints:
 
     def best(self) -> int | None:
         """The step with the lowest validation loss among those that are kept and have one."""
-        return self._manager.best_step() if self.steps() else None
+        found = {step: self._manager.metrics(step) for step in self.steps()}
+        losses = {step: metrics[LOSS] for step, metrics in found.items() if metrics}
+        return min(losses, key=lambda step: losses[step], default=None)
 
     def save(
         self,

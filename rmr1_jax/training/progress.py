@@ -22,7 +22,7 @@ PLAIN_INTERVAL = 10.0  # seconds
 SHOWN = {
     "loss": "loss {:.4f}",
     "reward": "reward {:+.3f}",
-    "verdict_token_accuracy": "verdict {:.0%}",
+    "verdict_token_accuracy": "verdict token {:.0%}",
     "gradient_norm": "grad {:.2f}",
     "tokens_per_second": "{:,.0f} tokens/s",
     "mfu": "MFU {:.0%}",

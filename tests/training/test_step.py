@@ -230,7 +230,9 @@ def test_gradient_accumulation_holds_one_micro_batch_at_a_time(
             train_step, config=config, objective=nll, optimizer=optimizer, dtype=jnp.float32
         )
         lowered = jax.jit(step).lower(initial_state(params, optimizer), batch, {})
-        return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return int(analysis.temp_size_in_bytes)
 
     one, many = (packed(0, micro_batches=n, rows=2).batch for n in (1, 16))
     assert temporary(many) < 1.5 * temporary(one)
