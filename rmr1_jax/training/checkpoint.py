@@ -50,7 +50,11 @@ class RunCheckpoints:
                     RUN: ocp.JsonCheckpointHandler(),
                 },
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policy, cleanup_tmp_directories=True
+                    preservation_policy=policy,
+                    # The policy decides; without this, the metrics would not be kept on the disk.
+                    best_fn=lambda metrics: metrics[LOSS],
+                    best_mode="min",
+                    cleanup_tmp_directories=True,
                 ),
             )
 

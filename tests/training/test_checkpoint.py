@@ -63,7 +63,10 @@ def test_the_last_few_and_the_best_are_kept(checkpoints: Open) -> None:
     for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, None), (5, 0.7)):
         save(run, step, loss)
     assert run.steps() == [2, 4, 5]
-    assert run.best() == 2
+    again = checkpoints()  # as when the run goes on
+    assert again.best() == 2
+    save(again, 6, 0.6)
+    assert again.steps() == [2, 5, 6]
 
 
 def test_the_arrays_may_change_as_soon_as_save_returns(checkpoints: Open) -> None:

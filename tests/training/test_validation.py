@@ -38,7 +38,7 @@ def test_the_validation_loss_weighs_batches_by_what_they_hold() -> None:
 
 def _batch(weight: float) -> Batch:
     empty = np.zeros((1, 1, 1))
-    return Batch(*[empty] * 5, loss_weights=np.full((1, 1, 1), weight), verdicts=empty)
+    return Batch(empty, empty, empty, empty, empty, np.full((1, 1, 1), weight), empty)
 
 
 def record(label: str, verdict: str | None) -> dict[str, Any]:
