@@ -13,22 +13,11 @@ Hardware: not yet run; meant for one accelerator of 16 GB.
 Expected result: none to compare with yet.
 """
 
-from rmr1_jax.config import (
-    CheckpointConfig,
-    OptimizerConfig,
-    SftConfig,
-    SftDataConfig,
-    ValidationConfig,
-)
+from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
 config = SftConfig(
     workdir="runs/sft_qwen2_5_0_5b",
     data=SftDataConfig(max_length=4096, row_length=4096),
     batch_size=32,
     optimizer=OptimizerConfig(learning_rate=2e-5),
-    remat="full",
-    dtype="bfloat16",
-    mesh="fsdp=1",
-    checkpoint=CheckpointConfig(every=20),
-    validation=ValidationConfig(every=20),
 )

@@ -12,22 +12,10 @@ Hardware: not yet run; meant for 16 TPU v5e or 8 GPUs of 80 GB.
 Expected result: none to compare with.
 """
 
-from rmr1_jax.config import (
-    CheckpointConfig,
-    OptimizerConfig,
-    SftConfig,
-    SftDataConfig,
-    ValidationConfig,
-)
+from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
 config = SftConfig(
     workdir="runs/sft_qwen3_8b",
-    data=SftDataConfig(max_length=12288, row_length=12288),
-    batch_size=128,
+    data=SftDataConfig(row_length=12288),
     optimizer=OptimizerConfig(learning_rate=5e-6),
-    remat="full",
-    dtype="bfloat16",
-    mesh="fsdp=-1",
-    checkpoint=CheckpointConfig(every=20),
-    validation=ValidationConfig(every=20),
 )

@@ -71,7 +71,7 @@ class LoraConfig:
 class CheckpointConfig:
     """When the run is saved, and what is kept."""
 
-    every: int = 100
+    every: int = 20
     """Save after so many steps; the last step is always saved."""
     keep: int = 2
     """Keep so many of the latest, and the best by validation loss."""
@@ -81,7 +81,7 @@ class CheckpointConfig:
 class ValidationConfig:
     """When the run is measured on pairs it does not learn from."""
 
-    every: int = 50
+    every: int = 20
     """Validate after so many steps and at the end. 0: never."""
     judge: str = ""
     """Labelled pairs to judge through the engine: a prepared directory (its validation split) or a

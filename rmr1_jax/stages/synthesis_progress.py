@@ -1,25 +1,19 @@
-"""How far a distillation has come: a bar on a terminal, a plain line now and then elsewhere."""
-
-import sys
-import time
-from types import TracebackType
-from typing import Self
+"""How far a distillation has come."""
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 
 from rmr1_jax.data.replies import Spend
-from rmr1_jax.stages.progress import PLAIN_INTERVAL
+from rmr1_jax.live import LiveProgress
 
 
-class SynthesisProgress:
+class SynthesisProgress(LiveProgress):
     """One pass: pairs answered, kept and not kept, and what it has cost, on standard error.
 
     Args:
@@ -30,38 +24,21 @@ class SynthesisProgress:
     def __init__(
         self, *, number: int, teacher: str, total: int, console: Console | None = None
     ) -> None:
-        self._console = console or Console(file=sys.stderr)
         self._title, self._total = f"pass {number}, {teacher}", total
         self._kept = self._not_kept = self._failed = 0
-        self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[counts]}", markup=False),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=self._console,
-                speed_estimate_period=600,
-            )
-            self._task = self._bar.add_task(self._title, total=total, counts="")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[counts]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            description=self._title,
+            total=total,
+            console=console,
+            counts="",
+        )
 
     def answered(self, *, kept: bool, failed: bool, spend: Spend) -> None:
         """One more pair has its answer; `spend` is that of the pass over all runs."""
@@ -74,14 +51,6 @@ class SynthesisProgress:
             + (f", {self._failed} failed" if self._failed else "")
             + f"; {spend.requests:,} requests, {spend.tokens:,} tokens"
         )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, counts=counts)
-            return
-        now = time.monotonic()
-        if now - self._last_line >= PLAIN_INTERVAL:
-            self._last_line = now
-            print(
-                f"{self._title}: {done} of {self._total} pairs, {counts}",
-                file=self._console.file,
-                flush=True,
-            )
+        self._update(
+            done, lambda: f"{self._title}: {done} of {self._total} pairs, {counts}", counts=counts
+        )

@@ -1,22 +1,19 @@
-"""How far a run has come: a bar on a terminal, a plain line now and then elsewhere."""
+"""How far a training run has come."""
 
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 
-PLAIN_INTERVAL = 10.0  # seconds
+from rmr1_jax.live import LiveProgress
 
 # What is shown of a step's numbers, and how.
 SHOWN = {
@@ -30,7 +27,7 @@ SHOWN = {
 }
 
 
-class TrainingProgress:
+class TrainingProgress(LiveProgress):
     """Steps, the latest numbers and the time left, on standard error.
 
     Args:
@@ -42,40 +39,19 @@ class TrainingProgress:
     def __init__(
         self, *, steps: int, done: int, quiet: bool = False, console: Console | None = None
     ) -> None:
-        self._console = console or Console(file=sys.stderr, quiet=quiet)
-        self._steps, self._first, self._quiet = steps, done, quiet
-        self._start = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if self._console.is_terminal and not quiet:
-            self._bar = Progress(
-                SpinnerColumn(),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", total=steps, completed=done, numbers="compiling")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """A line of its own, whatever the bar does."""
-        if not self._quiet:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._steps, self._first, self._start = steps, done, time.monotonic()
+        super().__init__(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            total=steps,
+            completed=done,
+            console=console or Console(file=sys.stderr, quiet=quiet),
+            numbers="compiling",
+        )
 
     def step_done(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
         shown = "  ".join(
@@ -88,14 +64,11 @@ class TrainingProgress:
         if validated is not None:
             more = "" if judged is None else f", judged right {judged:.1%}"
             self.say(f"step {step}: validation loss {validated:.4f}{more}")
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, numbers=shown)
-            return
-        now = time.monotonic()
-        if now - self._last_line < PLAIN_INTERVAL and step < self._steps:
-            return
-        self._last_line = now
-        rate = (step - self._first) / max(now - self._start, 1e-9)
-        self.say(
-            f"{step} of {self._steps} steps  {shown}  {(self._steps - step) / rate:,.0f} s left"
+        rate = (step - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = (self._steps - step) / rate
+        self._update(
+            step,
+            lambda: f"{step} of {self._steps} steps  {shown}  {left:,.0f} s left",
+            last=step == self._steps,
+            numbers=shown,
         )

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
+from rmr1_jax import live
 from rmr1_jax.data.replies import Spend
-from rmr1_jax.stages import synthesis_progress
 from rmr1_jax.stages.synthesis_progress import SynthesisProgress
 
 SPEND = Spend(requests=1200, replies=1100, prompt_tokens=5000, completion_tokens=700)
@@ -15,7 +15,7 @@ SPEND = Spend(requests=1200, replies=1100, prompt_tokens=5000, completion_tokens
 def show(console: Console, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three answers, so many seconds apart."""
     now = [100.0]
-    monkeypatch.setattr(synthesis_progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     with SynthesisProgress(number=1, teacher="[o3]", total=5, console=console) as progress:
         for kept, failed in ((True, False), (False, False), (False, True)):
             now[0] += seconds
