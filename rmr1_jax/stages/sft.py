@@ -45,10 +45,12 @@ from rmr1_jax.training.placement import (
     with_adapters,
 )
 from rmr1_jax.training.progress import TrainingProgress
-from rmr1_jax.training.sft import MAY_CHANGE, Material, Sft, make_material
+from rmr1_jax.training.sft import MAY_CHANGE, ROWS, Material, Sft, make_material
 from rmr1_jax.training.validation import VerdictCheck
 from rmr1_jax.training.workdir import open_workdir
 
+# What a run makes from its options before the first step.
+MADE_AGAIN = (COMPANIONS, ROWS, "traces", "validation_traces")
 FAR = 0.15  # it is said when the traces a step differ from batch_size by more
 
 
@@ -64,7 +66,7 @@ def run(config: SftConfig) -> int:
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else self_made_model()
     placement = make_placement(base, config.mesh, split_sequence=config.split_sequence)
-    goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE)
+    goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
     traces = open_traces(config.data.train, workdir / "traces")
     prompt = prompt_of_traces(traces, config.data.prompt)
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")

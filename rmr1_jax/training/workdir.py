@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.training.metrics import METRICS
 
 CONFIG = "config.json"
 
 
-def open_workdir(workdir: Path, config: Any, *, may_change: Collection[str]) -> bool:
+def open_workdir(
+    workdir: Path, config: Any, *, may_change: Collection[str], made_again: Collection[str] = ()
+) -> bool:
     """Make the directory of a run, or enter that of the same run. Returns whether it goes on.
 
     Args:
@@ -19,6 +23,8 @@ def open_workdir(workdir: Path, config: Any, *, may_change: Collection[str]) -> 
       config: a dataclass; kept as `config.json`.
       may_change: fields (or sections, "validation") that may differ when a run goes on, since they
         do not change what it learns.
+      made_again: what a run makes before its first step. Where there was none yet, another
+        configuration may take the place of the first, and these are removed.
 
     Raises:
       UserError: it holds another run, whose configuration differs (shown), or other files.
@@ -45,6 +51,11 @@ def open_workdir(workdir: Path, config: Any, *, may_change: Collection[str]) -> 
         if old.get(name) != new.get(name)
         and not any(name == field or name.startswith(f"{field}.") for field in may_change)
     ]
+    if changed and not (workdir / METRICS).exists():
+        for name in made_again:
+            _remove(workdir / name)
+        write_config(file, config)
+        return False
     if changed:
         raise UserError(
             f"{workdir} holds a run with another configuration:\n" + "\n".join(changed) + "\n"
@@ -52,6 +63,13 @@ def open_workdir(workdir: Path, config: Any, *, may_change: Collection[str]) -> 
         )
     write_config(file, config)
     return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_config(file: Path, config: Any) -> None:

@@ -326,6 +326,12 @@ class TestBadInput:
     ) -> None:
         assert message in self.refused(capsys, tmp_path / "run", traces, *more)
 
+    def test_that_is_mended_does_not_need_another_workdir(
+        self, pairs: Path, traces: Path, tmp_path: Path
+    ) -> None:
+        assert sft(tmp_path / "run", pairs, "--max_steps=1") == 2
+        assert sft(tmp_path / "run", traces, "--max_steps=1") == 0
+
     def test_a_file_without_traces(
         self, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -21,6 +21,7 @@ def test_a_new_directory_is_made_and_the_same_run_enters_it_again(tmp_path: Path
 
 def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
     open_workdir(tmp_path / "run", CONFIG, may_change=MAY_CHANGE)
+    (tmp_path / "run" / "metrics.jsonl").touch()
     before = (tmp_path / "run" / "config.json").read_bytes()
     other = replace(CONFIG, batch_size=16, optimizer=OptimizerConfig(learning_rate=1.0))
     with pytest.raises(UserError) as caught:
@@ -36,6 +37,17 @@ def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     open_workdir(tmp_path / "run", CONFIG, may_change=MAY_CHANGE)
     other = replace(CONFIG, mesh="tensor=2", validation=replace(CONFIG.validation, every=3))
     assert open_workdir(tmp_path / "run", other, may_change=MAY_CHANGE) is True
+
+
+def test_a_run_that_took_no_step_gives_way_to_another(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    open_workdir(workdir, CONFIG, may_change=())
+    (workdir / "traces").mkdir()
+    (workdir / "notes.txt").write_text("mine")
+    other = replace(CONFIG, batch_size=16)
+    assert open_workdir(workdir, other, may_change=(), made_again=("traces", "none")) is False
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "notes.txt"]
+    assert open_workdir(workdir, other, may_change=()) is True
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
