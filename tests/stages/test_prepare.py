@@ -53,7 +53,7 @@ def content(output: Path) -> dict[str, bytes]:
 
 
 def test_splits_are_disjoint_and_hold_everything(tmp_path: Path, pairs: Path) -> None:
-    report = prepare(config(tmp_path / "out", pairs))
+    report = prepare(config(tmp_path / "out", pairs, balance="alternate"))
     splits = stored(tmp_path / "out")
     assert {name: len(examples) for name, examples in splits.items()} == {
         "train": 72,
@@ -69,7 +69,8 @@ def test_splits_are_disjoint_and_hold_everything(tmp_path: Path, pairs: Path) ->
 
 def test_positions_alternate_through_all_sources_as_published(tmp_path: Path, pairs: Path) -> None:
     other = write(tmp_path / "other.jsonl", [pair(number) for number in range(100, 105)])
-    prepare(config(tmp_path / "out", other, pairs, validation=0.0, distillation=0.0))
+    published = {"balance": "alternate", "validation": 0.0, "distillation": 0.0}
+    prepare(config(tmp_path / "out", other, pairs, **published))
     train = stored(tmp_path / "out")["train"]
     assert [example.label for example in train] == ["A", "B"] * 52 + ["A"]
     for example in train:

@@ -299,7 +299,7 @@ class TestBadInput:
         extreme = ("--optimizer.learning_rate=1e38", "--optimizer.warmup=0")
         said = self.refused(capsys, tmp_path / "run", traces, *extreme)
         assert "was not finite in 3 steps in a row" in said
-        assert "traces/self-made-0-" in said  # the batch, by the ids of its examples
+        assert "traces.jsonl/self-made-0-" in said  # the batch, by the ids of its examples
 
     @pytest.mark.parametrize(
         ("more", "message"),
@@ -312,7 +312,7 @@ class TestBadInput:
             (("--lora.rank=2",), "adapters adapt a trained model"),
             (("--loss=mean",), "--loss=mean is unknown; choose one of sequence_mean, token_mean"),
             (("--model=nowhere",), "--model=nowhere: there is no such directory"),
-            (("--data.train=nowhere",), "nowhere: there is no such file or directory"),
+            (("--data.train=nowhere.jsonl",), "nowhere.jsonl: there is no such file or directory"),
             (("--validation.judge=nowhere", "--validation.every=1"), "nowhere"),
         ],
     )
