@@ -4,8 +4,6 @@ Both start from the same weights and take the same packed rows in fp32 with the 
 process: forward, loss on the traces, backward, clipping, AdamW. Each engine may take the rows one
 at a time or all at once, whichever is faster for it; neither computes activations twice. The losses
 of the first steps are compared, so that it is the same work.
-
-The share of time that a step waits for data is measured in a run of the real pipeline.
 """
 
 import argparse
@@ -95,10 +93,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     for model in options.model:
         name = model.stem if model.is_file() else model.name
+        directory = as_huggingface(model)
+        config, params = load_model(directory, dtype="float32")
         for learn in ("everything", "traces"):
             say.prefix = f"{name}, learning {learn}: "
-            directory = as_huggingface(model)
-            config, params = load_model(directory, dtype="float32")
             batch = packed_rows(
                 config.vocab_size,
                 options.rows,

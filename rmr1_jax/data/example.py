@@ -1,6 +1,6 @@
 """What training data are made of: a pair to judge, and the trace to learn where there is one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rmr1_jax.judging import JudgePrompt, Message, Preference, Side
 
@@ -30,6 +30,3 @@ class Example:
         if self.preference is not None:
             return prompt.messages(self.preference)
         return [{"role": message.role, "content": message.content} for message in self.prompt]
-
-    def with_trace(self, trace: str) -> "Example":
-        return replace(self, trace=trace)

@@ -140,11 +140,8 @@ class ExampleSplit:
                 "copy the store again, or delete it and make it again"
             ) from error
 
-    def __getstate__(self) -> tuple[Shard, ...]:
-        return self.shards
-
-    def __setstate__(self, shards: tuple[Shard, ...]) -> None:
-        self.__init__(shards)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["ExampleSplit"], tuple[tuple[Shard, ...]]]:
+        return ExampleSplit, (self.shards,)
 
     def _name_of(self, index: int) -> str:
         for shard in self.shards:

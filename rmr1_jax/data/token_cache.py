@@ -134,11 +134,8 @@ class TokenCache:
             int(self.example[index]),
         )
 
-    def __getstate__(self) -> Path:
-        return self.directory
-
-    def __setstate__(self, directory: Path) -> None:
-        self.__init__(directory)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path]]:
+        return TokenCache, (self.directory,)
 
 
 def cache_key(

@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig, read_json
 from rmr1_jax.models.huggingface import write_json
-from rmr1_jax.models.lora import Lora, combine, merge, random_adapters, split_trainable
+from rmr1_jax.models.lora import (
+    Lora,
+    adapter_scales,
+    combine,
+    merge,
+    random_adapters,
+    split_trainable,
+)
 from rmr1_jax.models.tensors import default_sharding
 
 LORA = "lora.json"
@@ -31,16 +37,14 @@ def read_lora(directory: Path) -> tuple[Lora, str]:
 
 def load_adapters(weights: Path, config: ModelConfig, lora: Lora) -> dict[str, Any]:
     """The adapters that a run stored in `weights`, with their scale. Raises what Orbax raises."""
-    fresh = jax.eval_shape(lambda: random_adapters(config, lora))
-    matrices, _ = split_trainable(fresh)
+    matrices, _ = split_trainable(jax.eval_shape(lambda: random_adapters(config, lora)))
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=default_sharding()),
         matrices,
     )
     with ocp.StandardCheckpointer() as checkpointer:
         restored: dict[str, Any] = checkpointer.restore(weights.absolute(), target)
-    _, scales = split_trainable(random_adapters(config, lora))
-    return combine(restored, scales)
+    return combine(restored, adapter_scales(config, lora))
 
 
 def load_adapted(
@@ -55,6 +59,6 @@ def load_adapted(
     config, params = load_base(base)
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     dtype = params["embed"]["embedding"].dtype
-    with_adapters = combine(params, jax.tree.map(jnp.asarray, dict(adapters)))
+    with_adapters = combine(params, adapters)
     merged = jax.tree.map(lambda leaf: leaf.astype(dtype), merge(with_adapters))
     return config, jax.device_put(merged, placed)

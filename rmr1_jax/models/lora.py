@@ -72,8 +72,13 @@ def random_adapters(
         A = (layers, *shape[:inputs], lora.rank)
         leaves[f"{path}/adapter/a"] = jax.random.uniform(keys[name], A, param_dtype, -bound, bound)
         leaves[f"{path}/adapter/b"] = jnp.zeros((layers, lora.rank, *shape[inputs:]), param_dtype)
-        leaves[f"{path}/adapter/scale"] = jnp.full(layers, lora.alpha / lora.rank, jnp.float32)
-    return nest(leaves)
+    return combine(nest(leaves), adapter_scales(config, lora))
+
+
+def adapter_scales(config: ModelConfig, lora: Lora) -> Params:
+    """What is added to the rest of a model beside the adapters: their scale, once a layer."""
+    scale = jnp.full(config.num_layers, lora.alpha / lora.rank, jnp.float32)
+    return nest({f"{TARGETS[name][0]}/adapter/scale": scale for name in lora.targets})
 
 
 def logical_axes(config: ModelConfig, lora: Lora) -> Params:

@@ -5,7 +5,7 @@ It knows neither the model nor the objective.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -64,7 +64,6 @@ class Outcome:
     step: int
     stopped_by: int | None = None
     """The signal that ended it early."""
-    last_validation: Numbers = field(default_factory=dict)
 
 
 def train(
@@ -81,7 +80,6 @@ def train(
     Raises UserError where too many steps in a row were not finite.
     """
     step = int(state.step)
-    validation: Numbers = {}
     seconds_save = 0.0
     if step >= job.steps:
         return Outcome(state, step)
@@ -127,7 +125,7 @@ def train(
                 break
         checkpoints.wait()
         ended_by = stop.signal if step < job.steps else None
-        return Outcome(state, step, ended_by, validation)
+        return Outcome(state, step, ended_by)
 
 
 def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingProgress) -> None:

@@ -6,6 +6,7 @@ preference can find out which response is right without any record of how it was
 
 import random
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -44,7 +45,7 @@ class Problem(Protocol):
         """The fixed pieces of its questions and responses."""
 
 
-class _Closed:
+class _Closed(ABC):
     """A problem with one answer, given at the end of a short sentence."""
 
     type: ClassVar[Literal["Reasoning", "Chat"]] = "Reasoning"
@@ -57,12 +58,12 @@ class _Closed:
     )
 
     @property
-    def answer(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self) -> str: ...
 
+    @abstractmethod
     def mistake(self, rng: random.Random) -> str:
         """A wrong answer that one could take for the right one."""
-        raise NotImplementedError
 
     def question(self, rng: random.Random) -> str:
         return rng.choice(self.QUESTIONS).format(**vars(self))

@@ -86,9 +86,9 @@ class OpenAIFormat:
         }
         return body | ({} if self.temperature is None else {"temperature": self.temperature})
 
-    def read(self, body: object) -> Reply:
+    def read(self, body: Any) -> Reply:
         try:
-            choice = body["choices"][0]  # type: ignore[index]
+            choice = body["choices"][0]
             text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise BrokenReply("no choices[0].message in the reply") from error
