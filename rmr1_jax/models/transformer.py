@@ -234,6 +234,7 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
+        branches: Int[Array, "B T"] | None = None,
         *,
         remat: Remat = "none",
         constrain: Constrain = unconstrained,
@@ -244,6 +245,8 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token in its segment; 0..T-1 when absent.
           segment_ids: tokens attend only within their own id; all one segment when absent.
+          branches: where a segment is a prompt with several responses: 0 in the prompt, and the
+            number of the response, which sees the prompt and none of the others.
           remat: what the backward pass computes again instead of keeping: nothing, all but the
             matrix products, or every layer from its input.
           constrain: places activations by the logical names of their axes. Between layers the
@@ -259,7 +262,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, weights)(x, rope, attend, constrain), None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
-            return packed_attention(query, key, value, segment_ids)
+            return packed_attention(query, key, value, segment_ids, branches)
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=POLICIES[remat], prevent_cse=False)

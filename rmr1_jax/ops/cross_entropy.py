@@ -7,7 +7,7 @@ pass computes them again.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,37 @@ class _Plan(NamedTuple):
     chunk: int
     batch_shards: int
     constrain: Constrain
+    entropy: bool
+
+
+@overload
+def target_logprobs(
+    hidden: Float[Array, "B W D"],
+    head: Float[Array, "..."],
+    targets: Int[Array, "B W"],
+    valid: Bool[Array, "B W"],
+    *,
+    layout: HeadLayout,
+    chunk: int | None = None,
+    batch_shards: int = 1,
+    constrain: Constrain = unconstrained,
+    entropy: Literal[False] = False,
+) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]: ...
+
+
+@overload
+def target_logprobs(
+    hidden: Float[Array, "B W D"],
+    head: Float[Array, "..."],
+    targets: Int[Array, "B W"],
+    valid: Bool[Array, "B W"],
+    *,
+    layout: HeadLayout,
+    chunk: int | None = None,
+    batch_shards: int = 1,
+    constrain: Constrain = unconstrained,
+    entropy: Literal[True],
+) -> tuple[Float[Array, "B W"], Bool[Array, "B W"], Float[Array, "B W"]]: ...
 
 
 def target_logprobs(
@@ -42,12 +73,14 @@ def target_logprobs(
     chunk: int | None = None,
     batch_shards: int = 1,
     constrain: Constrain = unconstrained,
-) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]:
+    entropy: bool = False,
+) -> tuple[Array, ...]:
     """Log-softmax of `hidden @ head` at `targets` in fp32, and whether no token is likelier.
 
-    Both are 0 where `valid` is False. Chunks of positions that no row has a valid target in are
-    skipped, forwards and backwards. Products are computed in the dtype of `hidden` and summed in
-    fp32, the gradient of the head over all chunks included.
+    With `entropy` also the entropy of each softmax, in nats. All are 0 where `valid` is False.
+    Chunks of positions that no row has a valid target in are skipped, forwards and backwards.
+    Products are computed in the dtype of `hidden` and summed in fp32, the gradient of the head over
+    all chunks included.
 
     Args:
       hidden: final hidden states.
@@ -59,6 +92,7 @@ def target_logprobs(
       batch_shards: the number of devices that B is split over, B a multiple of it. Each sums the
         gradient of the head over its own rows, and these sums are added once, after all chunks.
       constrain: places an array by the logical names of its axes.
+      entropy: whether to give the entropies as a third result.
     """
     B, W, _ = hidden.shape
     V = head.shape[layout.index("V")]
@@ -67,9 +101,9 @@ def target_logprobs(
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets, valid = (jnp.pad(x, ((0, 0), (0, padding))) for x in (targets, valid))
-    plan = _Plan(layout, chunk, batch_shards, constrain)
-    logprobs, correct = _target_logprobs(plan, hidden, head, targets, valid)
-    return logprobs[:, :W], correct[:, :W]
+    plan = _Plan(layout, chunk, batch_shards, constrain, entropy)
+    results = _target_logprobs(plan, hidden, head, targets, valid)
+    return tuple(x[:, :W] for x in results)
 
 
 def plain_target_logprobs(
@@ -79,12 +113,17 @@ def plain_target_logprobs(
     valid: Bool[Array, "B W"],
     *,
     layout: HeadLayout,
-) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]:
+    entropy: bool = False,
+) -> tuple[Array, ...]:
     """What `target_logprobs` computes, from all logits at once."""
     logits = _logits(hidden, head.astype(hidden.dtype), layout)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    every = jax.nn.log_softmax(logits)
+    logprobs = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
+    results = jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
+    if not entropy:
+        return results
+    return *results, jnp.where(valid, -(jnp.exp(every) * every).sum(-1), 0.0)
 
 
 def even_chunk(positions: int, vocab_size: int, rows: int) -> int:
@@ -100,50 +139,56 @@ def even_chunk(positions: int, vocab_size: int, rows: int) -> int:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _target_logprobs(
     plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
-) -> tuple[Array, Array]:
-    logprobs, correct, _ = _forward(plan, hidden, head, targets, valid)
-    return logprobs, correct
+) -> tuple[Array, ...]:
+    return _forward(plan, hidden, head, targets, valid)[0]
 
 
 def _forward(
     plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
-) -> tuple[Array, Array, Array]:
-    """Log-probabilities, correctness, and the log of each softmax' denominator."""
+) -> tuple[tuple[Array, ...], Array]:
+    """What `target_logprobs` gives, and the log of each softmax' denominator."""
     table = _gathered(plan, head, hidden)
 
     def chunk(at: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         take, put = _window(plan, at)
         logits = _chunk_logits(plan, take(hidden), table)
         maximum = logits.max(-1)
-        normaliser = maximum + jnp.log(jnp.exp(logits - maximum[..., None]).sum(-1))
+        below = logits - maximum[..., None]
+        total = jnp.exp(below).sum(-1)
+        normaliser = maximum + jnp.log(total)
         # A sum, not a gather: where the vocabulary is split, each device looks at its own part.
         chosen = jnp.where(_is_target(logits, take(targets)), logits, 0.0).sum(-1)
         here = take(valid)
-        results = (
+        results = [
+            normaliser,
             jnp.where(here, chosen - normaliser, 0.0),
             here & (chosen >= maximum),
-            normaliser,
-        )
+        ]
+        if plan.entropy:
+            entropy = jnp.log(total) - (jnp.exp(below) * below).sum(-1) / total
+            results.append(jnp.where(here, entropy, 0.0))
         return tuple(put(whole, part) for whole, part in zip(outputs, results, strict=True))
 
     zeros = jnp.zeros(targets.shape, jnp.float32)
-    logprobs, correct, normaliser = _for_live_chunks(
-        plan, valid, chunk, (zeros, jnp.zeros(targets.shape, bool), zeros)
-    )
-    return logprobs, correct, normaliser
+    start: tuple[Array, ...] = (zeros, zeros, jnp.zeros(targets.shape, bool))
+    if plan.entropy:
+        start = (*start, zeros)
+    normaliser, *results = _for_live_chunks(plan, valid, chunk, start)
+    return tuple(results), normaliser
 
 
 def _forward_rule(
     plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    logprobs, correct, normaliser = _forward(plan, hidden, head, targets, valid)
-    return (logprobs, correct), (hidden, head, targets, valid, normaliser)
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    results, normaliser = _forward(plan, hidden, head, targets, valid)
+    # The entropies are read again: their gradient is - softmax * (log-softmax + entropy).
+    return results, (hidden, head, targets, valid, normaliser, *results[2:])
 
 
 def _backward_rule(
-    plan: _Plan, residuals: tuple[Array, ...], cotangents: tuple[Array, Any]
+    plan: _Plan, residuals: tuple[Array, ...], cotangents: tuple[Array, ...]
 ) -> tuple[Array, Array, None, None]:
-    hidden, head, targets, valid, normaliser = residuals
+    hidden, head, targets, valid, normaliser, *entropies = residuals
     table = _gathered(plan, head, hidden)
     cotangent = jnp.where(valid, cotangents[0], 0.0)
     tied = plan.layout == "VD"
@@ -156,9 +201,14 @@ def _backward_rule(
     def chunk(at: Array, gradients: tuple[Array, ...]) -> tuple[Array, ...]:
         take, put = _window(plan, at)
         rows = take(hidden)
-        softmax = jnp.exp(_chunk_logits(plan, rows, table) - take(normaliser)[..., None])
+        log_softmax = _chunk_logits(plan, rows, table) - take(normaliser)[..., None]
+        softmax = jnp.exp(log_softmax)
         by_logit = jnp.where(_is_target(softmax, take(targets)), 1.0 - softmax, -softmax)
-        by_logit = (by_logit * take(cotangent)[..., None]).astype(hidden.dtype)
+        by_logit = by_logit * take(cotangent)[..., None]
+        if plan.entropy:
+            by_entropy = jnp.where(take(valid), take(cotangents[2]), 0.0)[..., None]
+            by_logit -= by_entropy * softmax * (log_softmax + take(entropies[0])[..., None])
+        by_logit = by_logit.astype(hidden.dtype)
         by_hidden = product("bcv,vd->bcd" if tied else "bcv,dv->bcd", by_logit, table)
         shards = (x.reshape(plan.batch_shards, -1, x.shape[-1]) for x in (by_logit, rows))
         by_head = product("gtv,gtd->gvd" if tied else "gtv,gtd->gdv", *shards)

@@ -5,6 +5,9 @@ keeps a running softmax (Milakov & Gimelshein, 2018, arXiv 1805.02867); the back
 each block's scores again from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691). Pairs of
 blocks are skipped where the keys come later, and where no row has a segment in both: packed rows
 cost what their segments cost, not what their length does.
+
+A segment may branch: a prompt, then several responses that all see the prompt and none of the
+others. It costs what its parts cost, for pairs of blocks of different responses are skipped too.
 """
 
 from collections.abc import Callable
@@ -15,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.ops.attention import MASKED, matmul_precision
 
@@ -32,6 +35,7 @@ class _Inputs(NamedTuple):
     key: Float[Array, "B K T H"]
     value: Float[Array, "B K T H"]
     segment_ids: Int[Array, "B T"] | None
+    branches: Int[Array, "B T"] | None
 
 
 def packed_attention(
@@ -39,13 +43,15 @@ def packed_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
+    branches: Int[Array, "B T"] | None = None,
     *,
     block: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Each token attends to itself and to the earlier tokens of its row with the same segment id.
 
-    Softmax and sums are fp32; the result has the dtype of `query`. N is a multiple of K. Padding is
-    a segment like any other, so its results are finite.
+    With branches, only to those of branch 0 and of its own. Softmax and sums are fp32; the result
+    has the dtype of `query`. N is a multiple of K. Padding is a segment like any other, so its
+    results are finite.
 
     Args:
       query: with rotary positions applied, as `key`.
@@ -53,6 +59,8 @@ def packed_attention(
       value: of each token.
       segment_ids: ascending from 1, then 0 for padding; any others give the same, only slower. All
         one segment when absent.
+      branches: 0 for a segment's prompt, and its responses ascending from 1 through the row; any
+        others give the same, only slower. Padding (segment 0) then sees nothing but itself.
       block: positions a block, by default what suits the platform.
     """
     B, T, N, H = query.shape
@@ -62,14 +70,59 @@ def packed_attention(
         query, key, value = (
             jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (query, key, value)
         )
-        if segment_ids is not None:
-            segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+        segment_ids, branches = (
+            None if ids is None else jnp.pad(ids, ((0, 0), (0, padding)))
+            for ids in (segment_ids, branches)
+        )
+    if branches is not None:
+        segment_ids = _padding_apart(segment_ids, branches)
     by_group = query.reshape(B, -1, K, N // K, H).transpose(0, 2, 1, 3, 4)
     inputs = _Inputs(
-        by_group.reshape(B, K, -1, H), key.swapaxes(1, 2), value.swapaxes(1, 2), segment_ids
+        by_group.reshape(B, K, -1, H),
+        key.swapaxes(1, 2),
+        value.swapaxes(1, 2),
+        segment_ids,
+        branches,
     )
     attended = _attention(block, inputs).reshape(by_group.shape).transpose(0, 2, 1, 3, 4)
     return attended.reshape(B, -1, N, H)[:, :T]
+
+
+def live_pairs(
+    segment_ids: Int[Array, "B T"], branches: Int[Array, "B T"] | None, block: int
+) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"], Bool[Array, " pairs"]]:
+    """Query blocks i, key blocks j <= i of each, and whether some query of i may see a key of j.
+
+    Judged by the ranges of ids that the blocks hold, which is exact where ids are as
+    `packed_attention` asks for them; T is a multiple of `block`.
+    """
+    blocks = segment_ids.shape[1] // block
+    i, j = jnp.tril_indices(blocks)
+    in_blocks = lambda x: x.reshape(len(x), blocks, block)  # noqa: E731
+    # Padding comes last: as the highest id it has nothing in common with what stands before.
+    highest = jnp.iinfo(segment_ids.dtype).max
+    ids = in_blocks(jnp.where(segment_ids == 0, highest, segment_ids))
+    low, high = ids.min(-1), ids.max(-1)
+    live = (low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i])
+    if branches is not None:
+        of_blocks = in_blocks(branches)
+        prompt, high = (of_blocks == 0).any(-1), of_blocks.max(-1)
+        # Where there is no response, the lowest is above the highest: it overlaps with none.
+        low = jnp.where(of_blocks == 0, jnp.iinfo(branches.dtype).max, of_blocks).min(-1)
+        live &= prompt[:, j] | ((low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i]))
+    return i, j, live.any(0)
+
+
+def _padding_apart(segment_ids: Array | None, branches: Array) -> Array:
+    """The segment ids with one of its own for each token of padding, above all others.
+
+    A batch of groups may have long tails of padding, whose blocks otherwise would all meet.
+    """
+    if segment_ids is None:
+        return jnp.ones_like(branches)
+    T = segment_ids.shape[1]
+    own = jnp.iinfo(segment_ids.dtype).max - T + jnp.arange(T, dtype=segment_ids.dtype)
+    return jnp.where(segment_ids == 0, own, segment_ids)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -111,7 +164,7 @@ def _on_platform[R](
 
 def _forward_blocks(block: int, inputs: _Inputs) -> tuple[Array, Array]:
     """What the queries attend to, and the log of each softmax' denominator."""
-    rows, key, value, _ = inputs
+    rows, key, value, *_ = inputs
     product = _product(rows.dtype)
     of_rows = block * (rows.shape[2] // key.shape[2])
 
@@ -137,7 +190,7 @@ def _backward_blocks(
     block: int, inputs: _Inputs, attended: Array, log_total: Array, cotangent: Array
 ) -> _Inputs:
     """Gradients of what `_forward_blocks` attends to."""
-    rows, key, value, _ = inputs
+    rows, key, value, *_ = inputs
     product = _product(rows.dtype)
     of_rows = block * (rows.shape[2] // key.shape[2])
     own = product("bkrh,bkrh->bkr", attended, cotangent)
@@ -161,7 +214,7 @@ def _backward_blocks(
     start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (rows, key, value))
     sums = _for_live_pairs(pair, start, inputs, block)
     by_rows, by_key, by_value = (x.astype(rows.dtype) for x in sums)
-    return _Inputs(by_rows, by_key, by_value, None)
+    return _Inputs(by_rows, by_key, by_value, None, None)
 
 
 def _for_live_pairs(
@@ -170,22 +223,19 @@ def _for_live_pairs(
     inputs: _Inputs,
     block: int,
 ) -> tuple[Array, ...]:
-    """Runs `pair` for each query block i and key block j <= i that some row has a segment in both.
+    """Runs `pair` for each query block i and key block j <= i of which some row sees something.
 
-    For each i, the last is j = i: scores masked so far, which count as 1 while nothing else is
-    known, then lose all their weight.
+    For each i, the last is j = i, where every query sees at least itself: scores masked so far,
+    which count as 1 while nothing else is known, then lose all their weight.
     """
     blocks = inputs.key.shape[2] // block
     if blocks == 1:
         return pair(jnp.int32(0), jnp.int32(0), state)
-    i, j = jnp.tril_indices(blocks)
-    count: int | Array = i.size
-    if inputs.segment_ids is not None:
-        ids = inputs.segment_ids
-        # Padding comes last: as the highest id it has nothing in common with what stands before.
-        ids = jnp.where(ids == 0, jnp.iinfo(ids.dtype).max, ids).reshape(len(ids), blocks, block)
-        low, high = ids.min(-1), ids.max(-1)
-        live = ((low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i])).any(0)
+    if inputs.segment_ids is None:
+        i, j = jnp.tril_indices(blocks)
+        count: int | Array = i.size
+    else:
+        i, j, live = live_pairs(inputs.segment_ids, inputs.branches, block)
         (order,) = jnp.nonzero(live, size=i.size, fill_value=0)
         i, j, count = i[order], j[order], live.sum()
     return jax.lax.fori_loop(0, count, lambda at, state: pair(i[at], j[at], state), state)
@@ -193,18 +243,29 @@ def _for_live_pairs(
 
 def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B K R S"]:
     """Of query block i for key block j; masked where a query may not see a key."""
-    rows, key, _, segment_ids = inputs
+    rows, key, _, segment_ids, branches = inputs
     groups = rows.shape[2] // key.shape[2]
     queries, keys = _take(rows, i, block * groups), _take(key, j, block)
     scores = _product(rows.dtype)("bkrh,bksh->bkrs", queries, keys) * rows.shape[-1] ** -0.5
     within = jnp.arange(block)
     mask = (i * block + within)[None, :, None] >= (j * block + within)[None, None, :]
     if segment_ids is not None:
-        of_queries, of_keys = (
-            jax.lax.dynamic_slice_in_dim(segment_ids, at * block, block, axis=1) for at in (i, j)
-        )
-        mask = mask & (of_queries[:, :, None] == of_keys[:, None, :])
+        of_queries, of_keys = _ids(segment_ids, i, j, block)
+        mask = mask & (of_queries == of_keys)
+    if branches is not None:
+        of_queries, of_keys = _ids(branches, i, j, block)
+        mask = mask & ((of_keys == 0) | (of_queries == of_keys))
     return jnp.where(jnp.repeat(mask, groups, axis=1)[:, None], scores, MASKED)
+
+
+def _ids(
+    ids: Array, i: Array, j: Array, block: int
+) -> tuple[Int[Array, "B Q 1"], Int[Array, "B 1 S"]]:
+    """Those of query block i and of key block j, to be compared with each other."""
+    of_queries, of_keys = (
+        jax.lax.dynamic_slice_in_dim(ids, at * block, block, axis=1) for at in (i, j)
+    )
+    return of_queries[:, :, None], of_keys[:, None, :]
 
 
 def _product(dtype: DTypeLike) -> Callable[..., Array]:

@@ -60,6 +60,20 @@ def with_gradients(function: Any, hidden: Any, head: Any, targets: Any, valid: A
     return *results, *gradients
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def with_entropy(function: Any, hidden: Any, head: Any, targets: Any, valid: Any) -> Any:
+    """All three results; gradients of a sum in which both kinds of numbers weigh differently."""
+
+    def loss(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, Any]:
+        results = function(hidden, head, targets, valid, entropy=True)
+        angles = jnp.arange(targets.size).reshape(targets.shape)
+        weighted = jnp.cos(angles) * results[0] + jnp.sin(angles) * results[2]
+        return jnp.sum(weighted), results
+
+    gradients, results = jax.grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
+    return *results, *gradients
+
+
 def assert_same(ours: Any, expected: Any, tolerance: float) -> None:
     """Equal relative to the largest value of each array."""
     for a, b in zip(ours, expected, strict=True):
@@ -80,6 +94,50 @@ def test_any_chunks_give_the_plain_values_and_gradients(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("B", "W", "chunk"), [(3, 20, 4), (2, 21, 8)])
+def test_entropies_and_their_gradients_are_the_plain_ones(
+    layout: HeadLayout, B: int, W: int, chunk: int
+) -> None:
+    for seed in range(5):
+        inputs = random_inputs(seed, layout, B=B, W=W)
+        ours = with_entropy(chunked(layout, chunk), *inputs)
+        assert_same(ours, with_entropy(plain(layout), *inputs), 2e-6)
+        without = with_gradients(chunked(layout, chunk), *inputs)
+        assert_same(ours[:2], without[:2], 0.0)
+        assert not np.asarray(ours[2])[~np.asarray(inputs[3])].any()
+
+
+def test_entropy_is_the_expected_surprise_and_its_gradient_the_slope() -> None:
+    """In float64, from the definition; the gradient from finite differences."""
+    hidden, head, targets, _ = random_inputs(0, "VD", B=1, W=6)
+    valid = jnp.ones(targets.shape, bool)
+
+    def entropies(hidden: np.ndarray) -> np.ndarray:
+        logits = hidden @ np.asarray(head, np.float64).T
+        softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        return -(softmax * np.log(softmax)).sum(-1)
+
+    def ours(hidden: jax.Array) -> jax.Array:
+        return target_logprobs(hidden, head, targets, valid, layout="VD", chunk=4, entropy=True)[2]
+
+    exact = np.asarray(hidden, np.float64)
+    np.testing.assert_allclose(ours(hidden), entropies(exact), rtol=1e-5)
+    direction = np.random.default_rng(1).normal(0, 1, exact.shape)
+    step = 1e-5 * direction
+    slope = (entropies(exact + step) - entropies(exact - step)).sum() / 2e-5
+    gradient = np.asarray(jax.grad(lambda hidden: ours(hidden).sum())(hidden), np.float64)
+    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-4)
+
+
+def test_even_softmax_has_the_entropy_of_the_vocabulary_and_a_certain_one_none() -> None:
+    targets, valid = jnp.zeros((1, 2), int), jnp.ones((1, 2), bool)
+    hidden = jnp.asarray([[[0.0], [1.0]]])
+    head = jnp.asarray([[1e4], *([[0.0]] * 49)])
+    *_, entropy = target_logprobs(hidden, head, targets, valid, layout="VD", entropy=True)
+    np.testing.assert_allclose(entropy, [[np.log(50), 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_bfloat16_is_as_close_to_fp32_as_the_plain_one(layout: HeadLayout) -> None:
     hidden, head, *rest = random_inputs(0, layout, B=4, W=64, D=64, V=300)
     exact = with_gradients(plain(layout), hidden, head, *rest)
@@ -95,8 +153,9 @@ def test_bfloat16_is_as_close_to_fp32_as_the_plain_one(layout: HeadLayout) -> No
 
 def test_huge_logits_overflow_nothing() -> None:
     hidden, head, targets, valid = random_inputs(3, "VD")
-    ours = with_gradients(chunked("VD", 4), 1e4 * hidden, head, targets, valid)
-    assert all(np.isfinite(x).all() for x in ours)
+    for compute in (with_gradients, with_entropy):
+        ours = compute(chunked("VD", 4), 1e4 * hidden, head, targets, valid)
+        assert all(np.isfinite(x).all() for x in ours)
 
 
 def test_chunks_without_a_valid_target_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,22 +199,23 @@ def test_sharded_over_devices_it_is_the_same(
     shardings = (place("batch", None, None), head, batch, batch)
 
     def step(*given: jax.Array) -> Any:
-        return with_gradients(
-            lambda *x: target_logprobs(
+        return with_entropy(
+            lambda *x, entropy: target_logprobs(
                 *x,
                 layout=layout,
                 chunk=4,
                 batch_shards=rows,
                 constrain=lambda y, axes: jax.lax.with_sharding_constraint(y, place(*axes)),
+                entropy=entropy,
             ),
             *given,
         )
 
     program = jax.jit(
-        step, in_shardings=shardings, out_shardings=(batch, batch, *shardings[:2])
+        step, in_shardings=shardings, out_shardings=(batch, batch, batch, *shardings[:2])
     ).lower(*inputs)
     compiled = program.compile()
-    expected = with_gradients(plain(layout), *inputs)
+    expected = with_entropy(plain(layout), *inputs)
     assert_same(compiled(*jax.device_put(inputs, shardings)), expected, 2e-6)
     # In the loops devices exchange a number a token, never logits nor the gradient of the head.
     for body in loop_bodies(compiled.as_text() or ""):
