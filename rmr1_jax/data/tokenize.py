@@ -105,10 +105,10 @@ def render(
     generation prompt only. There the text is what generation would make of it: the prompt with
     generation prompt, the trace, the end of sequence.
     """
-    prompt = _template(tokenizer, messages)
-    asked = _template(tokenizer, messages, add_generation_prompt=True)
+    prompt = chat_text(tokenizer, messages)
+    asked = chat_text(tokenizer, messages, add_generation_prompt=True)
     answer = {"role": "assistant", "content": trace}
-    text = _template(tokenizer, [*messages, answer]).rstrip("\n")
+    text = chat_text(tokenizer, [*messages, answer]).rstrip("\n")
     trace_start = text.rfind(trace.strip())
     if trace_start < len(asked) or not text.startswith(asked):
         if asked.rstrip().endswith(_THINK) and trace.lstrip().startswith(_THINK):
@@ -120,9 +120,13 @@ def render(
     return Rendered(text, boundary, trace_start)
 
 
-def _template(
+def chat_text(
     tokenizer: "PreTrainedTokenizerBase", messages: Messages, *, add_generation_prompt: bool = False
 ) -> str:
+    """Messages in the chat template, which writes the special tokens: tokenise without adding any.
+
+    Raises jinja2's TemplateError where the template refuses.
+    """
     text = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
     )

@@ -43,11 +43,11 @@ def test_a_quote_stands_in_the_response() -> None:
                 assert quote.text in response
 
 
-def test_a_sum_is_worked_out_column_by_column() -> None:
+def test_a_sum_is_worked_out_column_by_column_and_compared_up_to_a_difference() -> None:
     trace = programmed_trace(pair("What is 147+252?", "It is 399", "It is 389"), right=True, seed=0)
     assert trace == (
         "<type>Reasoning</type>\n<solution>1+2=3,4+5=9,7+2=9 = 399</solution>\n"
-        "<eval><quote_A>399</quote_A> fits <quote_B>389</quote_B> fails</eval>\n"
+        "<eval><quote_A>399</quote_A> fits <quote_B>38</quote_B> fails</eval>\n"
         "<answer>[[A]]</answer>"
     )
 

@@ -64,7 +64,7 @@ def programmed_trace(preference: Preference, *, right: bool, seed: int) -> str:
     try:
         why = reasons(problem, believed, rng)
         evaluation = " ".join(
-            f"{evidence(problem, side, response)}{MARKS[side == better]}"
+            f"{evidence(problem, side, response, believed)}{MARKS[side == better]}"
             for side, response in sides
         )
     except (ValueError, IndexError) as error:  # no number, or no word, where one belongs
@@ -115,10 +115,18 @@ def reasons(problem: Problem, believed: str, rng: random.Random) -> str:
     return f"<solution>{steps} = {answer}</solution>"
 
 
-def evidence(problem: Problem, side: Side, response: str) -> str:
-    """What a response gives, in a quote or, where words are counted, in a summary."""
+def evidence(problem: Problem, side: Side, response: str, believed: str) -> str:
+    """What a response gives, in a quote or, where words are counted, in a summary.
+
+    An answer is quoted up to where it first differs from the one that is believed: so each of its
+    characters is compared by itself, and a quote that goes to the end fits.
+    """
     if not isinstance(problem, Format):
-        return f"<quote_{side}>{response.rpartition(' ')[2]}</quote_{side}>"
+        given, right = (text.rpartition(" ")[2] for text in (response, believed))
+        differs = next(
+            (i for i, (x, y) in enumerate(zip(given, right, strict=False)) if x != y), len(given)
+        )
+        return f"<quote_{side}>{given[: differs + 1]}</quote_{side}>"
     words = response[:-1].split()
     if problem.count is not None:
         counted = " ".join(f"{word} {number}" for number, word in enumerate(words, start=1))
