@@ -31,6 +31,9 @@ class Sums(NamedTuple):
     def zero(cls) -> "Sums":
         return cls(*(jnp.zeros(()) for _ in cls._fields))
 
+    def plus(self, other: "Sums") -> "Sums":
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 def nll(
     model: Transformer,

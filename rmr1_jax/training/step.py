@@ -1,7 +1,7 @@
 """One training step: gradients accumulated over micro-batches, clipped, applied; one program.
 
 Nothing here knows the objective: it is a function of a model and a micro-batch that returns its
-share of the step's loss and sums to report (`nll.nll`).
+share of the step's loss and sums to report (`nll.nll`, `grpo.grpo`).
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,10 @@ class Metrics(NamedTuple):
 
 
 class Objective(Protocol):
-    """(model, micro-batch, weight of the whole step) -> (share of the loss, sums to report)."""
+    """(model, micro-batch, weight of the whole step) -> (share of the loss, sums to report).
+
+    The sums have a `loss`, start at `zero()` and take those of a further micro-batch by `plus`.
+    """
 
     def __call__(
         self, model: Transformer, micro: Any, weight_of_step: Float[Array, ""]
@@ -71,7 +74,7 @@ def train_step(
 
     Args:
       state: donate it.
-      batch: leaves [S, R, ...], with `loss_weights`; the S micro-batches are accumulated by scan.
+      batch: leaves [S, R, ...], with `loss_weights`; the S micro-batches follow one another.
       base: weights that are not trained (LoRA); empty otherwise.
       config, dtype: of the model; weights are cast once a step, not once a micro-batch.
       place: puts a tree shaped like the parameters where the parameters are, so that each
@@ -85,17 +88,15 @@ def train_step(
         model = with_params(config, combine(params, frozen), dtype=dtype)
         return objective(model, micro, weight_of_step)
 
-    def accumulate(carry: tuple[Tree, Any], micro: Any) -> tuple[tuple[Tree, Any], None]:
-        grads, sums = carry
+    def accumulate(micro: Any, so_far: tuple[Tree, Any]) -> tuple[Tree, Any]:
+        grads, sums = so_far
         (_, more), new = jax.value_and_grad(loss, has_aux=True)(trained, micro)
         grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, place(new))
-        return (place(grads), jax.tree.map(jnp.add, sums, more)), None
+        return place(grads), sums.plus(more)
 
     zeros = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params))
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
-    shapes = jax.eval_shape(lambda: loss(trained, first)[1])
-    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(accumulate, (zeros, sums), batch)
+    no_sums = _zero_sums(lambda micro: loss(trained, micro)[1], batch)
+    grads, sums = _for_micro_batches(accumulate, (zeros, no_sums), batch)
 
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
@@ -123,8 +124,49 @@ def evaluation_step(
     """The objective's sums over a batch; no gradients."""
     model = with_params(config, cast(combine(params, base), dtype), dtype=dtype)
     weight = jnp.maximum(batch.loss_weights.sum(), 1.0)
-    each = jax.lax.map(lambda micro: objective(model, micro, weight)[1], batch)
-    return jax.tree.map(lambda leaf: leaf.sum(0), each)
+    sums = lambda micro: objective(model, micro, weight)[1]  # noqa: E731
+    zero = _zero_sums(sums, batch)
+    return _for_micro_batches(lambda micro, so_far: so_far.plus(sums(micro)), zero, batch)
+
+
+def batch_logprobs(
+    params: Params,
+    batch: Any,
+    base: Params,
+    *,
+    config: ModelConfig,
+    token_logprobs: Callable[[Transformer, Any], Float[Array, "R W"]],
+    dtype: DTypeLike,
+) -> Float[Array, "S R W"]:
+    """`token_logprobs` of each micro-batch; 0 where it holds nothing. No gradients."""
+    model = with_params(config, cast(combine(params, base), dtype), dtype=dtype)
+
+    def one(micro: Any, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+        found, i = so_far
+        return found.at[i].set(token_logprobs(model, micro)), i + 1
+
+    start = jnp.zeros(batch.loss_weights.shape, jnp.float32), jnp.int32(0)
+    return _for_micro_batches(one, start, batch)[0]
+
+
+def _for_micro_batches[C](function: Callable[[Any, C], C], start: C, batch: Any) -> C:
+    """`function` of each micro-batch and the result so far, until the last that holds something.
+
+    The number of micro-batches is a capacity, which a few shapes serve for all that is packed. A
+    weight that is not a number counts as something, so that a step finds it.
+    """
+    holds = (batch.loss_weights != 0).any((1, 2))
+    live = jnp.max(jnp.where(holds, jnp.arange(1, len(holds) + 1), 0))
+    return jax.lax.fori_loop(0, live, lambda i, state: function(_micro(batch, i), state), start)
+
+
+def _micro(batch: Any, i: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), batch)
+
+
+def _zero_sums(sums: Callable[[Any], Any], batch: Any) -> Any:
+    """What the sums of an objective start from; nothing is computed."""
+    return jax.eval_shape(lambda: sums(_micro(batch, 0))).zero()
 
 
 def cast(tree: Mapping[str, Any], dtype: DTypeLike) -> Params:

@@ -4,24 +4,19 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.lora import merge
-from rmr1_jax.models.transformer import Params, logical_axes
-from rmr1_jax.parallel.rules import DECODING_RULES, even_rules, shardings
-from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions
 from rmr1_jax.training.nll import Sums
 from rmr1_jax.training.placement import Placement
+from rmr1_jax.training.resharding import decoding_mesh, make_reshard
 
 Numbers = dict[str, float | int | None]
 
@@ -47,9 +42,7 @@ def validation_loss(
     for batch in batches:
         share = float(batch.loss_weights.sum())
         sums = jax.device_get(evaluate(params, batch))
-        total = Sums(*(a + b for a, b in zip(total, sums, strict=True)))._replace(
-            loss=total.loss + sums.loss * share
-        )
+        total = total.plus(sums._replace(loss=sums.loss * share))
         weight += share
     return loss_numbers(total._replace(loss=total.loss / max(weight, 1.0)), "validation/")
 
@@ -76,16 +69,11 @@ class VerdictCheck:
 
     def __post_init__(self) -> None:
         self._judge: Judge | None = None
-        self._reshard = jax.jit(
-            partial(decoding_weights, self.config, self.placement, self.dtype),
-        )
+        self._reshard = make_reshard(self.config, self.placement, self.dtype)
 
     def __call__(self, step: int, params: Params) -> Numbers:
         """The share of right verdicts over all, in each order, and of pairs judged consistently."""
         weights = self._reshard(params)
-        if self.placement.mesh.size == 1:
-            device = SingleDeviceSharding(self.placement.mesh.devices.flat[0])
-            weights = jax.device_put(weights, device)
         if self._judge is None:
             self._judge = Judge(
                 self.config,
@@ -93,7 +81,7 @@ class VerdictCheck:
                 self.tokenizer,
                 self.prompt,
                 stop_ids=self.stop_ids,
-                mesh=None if self.placement.mesh.size == 1 else self.placement.mesh,
+                mesh=decoding_mesh(self.placement),
                 slots=64,
             )
         else:
@@ -103,6 +91,7 @@ class VerdictCheck:
         judged: list[Judgement | None] = [None] * len(both)
         for position, [judgement] in self._judge.judge(both, options):
             judged[position] = judgement
+        self._judge.replace_weights({})  # held until the next check, they would only take memory
         records = [
             verdict_record(pair, judgement)
             for pair, judgement in zip(both, judged, strict=True)
@@ -111,17 +100,6 @@ class VerdictCheck:
         if self.samples_dir is not None:
             write_records(self.samples_dir / f"step_{step:06d}.jsonl", records)
         return verdict_numbers(records)
-
-
-def decoding_weights(
-    config: ModelConfig, placement: Placement, dtype: DTypeLike, params: Params
-) -> Params:
-    """Training weights as the engine wants them: adapters merged in, cast, split for decoding, a
-    tuple of layers."""
-    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, placement.mesh.shape)
-    placed = shardings(logical_axes(config), placement.mesh, rules)
-    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merge(params))
-    return unstack_layers(config, jax.lax.with_sharding_constraint(cast, placed), jnp.dtype(dtype))
 
 
 def verdict_record(pair: Preference, judgement: Judgement) -> dict[str, Any]:

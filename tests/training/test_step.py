@@ -44,7 +44,7 @@ def jitted_step(directory: Path, remat: Remat = "none") -> tuple[ModelConfig, An
             dtype=jnp.float32,
         )
     )
-    return config, initial_state(params, optimizer), step
+    return config, jax.jit(partial(initial_state, optimizer=optimizer))(params), step
 
 
 def trained(
@@ -147,6 +147,41 @@ def test_micro_batches_are_only_a_way_to_compute(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def with_empty_ones(batch: Batch) -> Batch:
+    """The batch with two more micro-batches, which hold nothing."""
+    return Batch(*(np.pad(leaf, ((0, 2), (0, 0), (0, 0))) for leaf in batch))
+
+
+def test_micro_batches_that_hold_nothing_change_nothing(
+    model_dir: Callable[[str], Path], packed: MakePacked
+) -> None:
+    batch = packed(0).batch
+    state, [metrics], config = trained(model_dir("llama"), [batch])
+    other, [other_metrics], _ = trained(model_dir("llama"), [with_empty_ones(batch)])
+    assert metrics.sums == other_metrics.sums
+    for (name, a), (_, b) in zip(flatten(state.params), flatten(other.params), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    sums = evaluation_step(
+        state.params,
+        batch._replace(loss_weights=np.zeros_like(batch.loss_weights)),
+        {},
+        config=config,
+        objective=nll,
+        dtype=jnp.float32,
+    )
+    assert all(float(value) == 0 for value in sums)
+
+
+def test_a_step_without_any_weight_has_no_loss_and_no_gradient(
+    model_dir: Callable[[str], Path], packed: MakePacked
+) -> None:
+    batch = packed(0).batch
+    nothing = batch._replace(loss_weights=np.zeros_like(batch.loss_weights))
+    _, [metrics], _ = trained(model_dir("llama"), [nothing])
+    assert (float(metrics.sums.loss), float(metrics.gradient_norm)) == (0.0, 0.0)
+    assert bool(metrics.finite)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "split_sequence"),
@@ -196,8 +231,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     model_dir: Callable[[str], Path], packed: MakePacked
 ) -> None:
     good = packed(0).batch
-    bad = good._replace(loss_weights=np.where(good.loss_weights > 0, np.inf, 0).astype("f4"))
-    state, [first, second, third], _ = trained(model_dir("llama"), [good, bad, bad])
+    bad, worse = (
+        good._replace(loss_weights=np.where(good.loss_weights > 0, value, 0).astype("f4"))
+        for value in (np.inf, np.nan)
+    )
+    state, [first, second, third], _ = trained(model_dir("llama"), [good, bad, worse])
     once, _, _ = trained(model_dir("llama"), [good])
     assert (bool(first.finite), bool(second.finite), bool(third.finite)) == (True, False, False)
     assert (int(third.bad_steps), int(third.skipped), int(state.step)) == (2, 2, 3)
