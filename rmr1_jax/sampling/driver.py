@@ -104,14 +104,15 @@ class Engine:
             state = self._fit(queue)
             drained = self._drained_slots(queue, state)
             queue.state = self.programs.run(self.programs.weights, state, self.chunk_steps, drained)
+            queue.look()
             self._count(queue)
             yield queue
 
     def _fit(self, queue: Queue) -> EngineState:
         """The state in the shapes that what is live, and what waits, needs now."""
         state, groups = queue.state, self.programs.groups
-        live = np.asarray(state.slots.request).reshape(groups, -1) >= 0
-        longest = int(np.asarray(state.slots.written)[live.ravel()].max(initial=0))
+        live = queue.view.request.reshape(groups, -1) >= 0
+        longest = int(queue.view.written[live.ravel()].max(initial=0))
         columns, width = ring_size(longest + 1), prompt_width(queue.longest_prompt())
         # Another size is another program to compile: shrink only for a large gain.
         if columns > state.columns // 4:
@@ -137,11 +138,11 @@ class Engine:
         return slots - 1 if queue.waiting else 0  # 0: the queue is full of unfinished groups
 
     def _count(self, queue: Queue) -> None:
-        counters = jax.device_get(queue.state.counters)
+        counters = queue.view.counters
         self.work.steps += int(counters.steps.max())
         self.work.row_steps += int(counters.row_steps.sum())
         self.work.live_row_steps += int(counters.live_row_steps.sum())
         self.work.prefill_tokens += int(counters.prefill_tokens.sum())
-        self.work.running = int((np.asarray(queue.state.slots.request) >= 0).sum())
+        self.work.running = int((queue.view.request >= 0).sum())
         zero = self.programs.place(jax.tree.map(np.zeros_like, counters))
         queue.state = replace(queue.state, counters=zero)

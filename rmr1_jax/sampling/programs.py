@@ -1,19 +1,23 @@
 """The engine's compiled programs, and where their arrays lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
+from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
+from rmr1_jax.parallel.processes import to_devices, to_host
 from rmr1_jax.sampling.engine import run
-from rmr1_jax.sampling.state import EngineState, Requests, compact, init_state, resize
+from rmr1_jax.sampling.state import EngineState, Outputs, Requests, compact, init_state, resize
 
 MAX_STOP_IDS = 8
+ROWS_AT_ONCE = 64  # 6 MB of finished samples where the longest may have 8,192 tokens
 GROUP_AXES = ("data", "fsdp")  # the mesh axes that split slots into groups
 
 
@@ -43,6 +47,8 @@ class Programs:
         self.config, self.weights, self.group_size, self.mesh = config, weights, group_size, mesh
         self.groups = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self.run = self._jit(partial(run, config), donate_argnums=1)
+        whole = None if mesh is None else NamedSharding(mesh, Spec())
+        self._rows = jax.jit(_rows, out_shardings=whole)
         self._programs: dict[tuple[Any, ...], Callable[..., EngineState]] = {}
 
     def new_state(
@@ -74,8 +80,24 @@ class Programs:
         """Arrays onto the devices of the weights, their leading axis split over the data groups."""
         if self.mesh is None:
             # Committed, as what `run` returns is: or its second call would be lowered again.
-            return jax.device_put(tree, self.weights["embed"]["embedding"].sharding)
-        return jax.device_put(tree, NamedSharding(self.mesh, Spec(GROUP_AXES)))
+            return to_devices(tree, self.weights["embed"]["embedding"].sharding)
+        return to_devices(tree, NamedSharding(self.mesh, Spec(GROUP_AXES)))
+
+    def read(self, tree: Any) -> Any:
+        """Small arrays of the state, whole on the host of every process."""
+        return to_host(tree, self.mesh)
+
+    def read_outputs(
+        self, outputs: Outputs, rows: Int[np.ndarray, "n"]
+    ) -> Iterator[tuple[Int[np.ndarray, "R"], Float[np.ndarray, "R 2"]]]:
+        """Tokens and log-probabilities of some rows, a fixed number of them a device call."""
+        at_once = min(ROWS_AT_ONCE, outputs.length.shape[0])
+        for start in range(0, len(rows), at_once):
+            some = np.zeros(at_once, np.int32)
+            wanted = rows[start : start + at_once]
+            some[: len(wanted)] = wanted
+            read = jax.device_get(self._rows(outputs.tokens, outputs.logprobs, some))
+            yield from zip(*(array[: len(wanted)] for array in read), strict=True)
 
     def _compiled(self, function: Callable[..., EngineState], *fixed: Any, **sizes: Any) -> Any:
         """`function` with its static arguments, compiled at their first use."""
@@ -106,3 +128,9 @@ class Programs:
         heads: Any = NamedSharding(self.mesh, Spec(GROUP_AXES, "tensor"))
         placed = EngineState(rows, rows, rows, rows, rows, rows, prompts=heads, responses=heads)
         return jax.jit(mapped, out_shardings=placed, **options)
+
+
+def _rows(
+    tokens: Int[Array, "QG R"], logprobs: Float[Array, "QG R 2"], rows: Int[Array, "n"]
+) -> tuple[Int[Array, "n R"], Float[Array, "n R 2"]]:
+    return tokens[rows], logprobs[rows]

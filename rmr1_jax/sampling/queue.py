@@ -3,14 +3,15 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.sampling.programs import MAX_STOP_IDS, Programs, prompt_width, ring_size
-from rmr1_jax.sampling.state import NOT_WAITING, Outputs
+from rmr1_jax.sampling.state import NOT_WAITING, Counters, EngineState, Outputs, Requests
 
 FinishReason = Literal["stop", "length"]
 FINISH_REASONS: dict[int, FinishReason | None] = {
@@ -45,8 +46,36 @@ class Sample:
     finish_reason: FinishReason | None  # None while it is being written
 
 
+class View(NamedTuple):
+    """What the host decides by: a copy, the same in every process, of the state's small arrays."""
+
+    ticket: Int[np.ndarray, "Q"]
+    next_sample: Int[np.ndarray, "lanes"]
+    request: Int[np.ndarray, "S"]
+    written: Int[np.ndarray, "S"]
+    length: Int[np.ndarray, "QG"]
+    finished: Int[np.ndarray, "QG"]
+    counters: Counters
+
+    @classmethod
+    def of(cls, programs: Programs, state: EngineState) -> "View":
+        arrays = {
+            "ticket": state.requests.ticket,
+            "next_sample": state.lanes.next_sample,
+            "request": state.slots.request,
+            "written": state.slots.written,
+            "length": state.outputs.length,
+            "finished": state.outputs.finished,
+            "counters": state.counters,
+        }
+        return cls(**programs.read(arrays))
+
+
 class Queue:
-    """The engine's queue as the host sees it: which entry holds which request."""
+    """The engine's queue as the host sees it: which entry holds which request.
+
+    Who runs the state looks again afterwards; what the host writes, it writes into `view`, too.
+    """
 
     def __init__(
         self, programs: Programs, requests: Iterable[Request], slots: int, max_new_tokens: int
@@ -71,12 +100,17 @@ class Queue:
                 max_new_tokens=ring_size(max_new_tokens),
                 slots=min(slots, prompts * G),
             )
+            empty = Requests.empty(len(self.entries), width, MAX_STOP_IDS)
+            self.table: Any = jax.tree.map(np.array, empty)  # what the devices have but for tickets
+            self.look()
+
+    def look(self) -> None:
+        self.view = View.of(self.programs, self.state)
 
     @property
     def waiting(self) -> bool:
-        pending = np.asarray(self.state.lanes.next_sample) < self.programs.group_size
-        tickets = np.asarray(self.state.requests.ticket)
-        return bool(pending.any() or (tickets != NOT_WAITING).any())
+        pending = self.view.next_sample < self.programs.group_size
+        return bool(pending.any() or (self.view.ticket != NOT_WAITING).any())
 
     @property
     def width(self) -> int:
@@ -107,15 +141,13 @@ class Queue:
         width = prompt_width(max(len(r.tokens) for _, (_, r) in arrivals))
         if width > self.width:
             self.state = self.programs.resize(self.state, self.state.columns, width)
-        table = jax.tree.map(lambda x: np.array(x), self.state.requests)
-        finished = np.array(self.state.outputs.finished)
-        length = np.array(self.state.outputs.length)
+        view, G = self.view, self.programs.group_size
+        table = replace(self.table, ticket=view.ticket, tokens=self._fitted(self.table.tokens))
         for slot, (position, request) in arrivals:
             self._check(position, request)
             self.entries[slot] = (position, request)
-            tokens = np.zeros(self.width, np.int32)
-            tokens[: len(request.tokens)] = request.tokens
-            table.tokens[slot] = tokens
+            table.tokens[slot] = 0
+            table.tokens[slot, : len(request.tokens)] = request.tokens
             table.length[slot] = len(request.tokens)
             table.ticket[slot] = next(self.tickets)
             table.stop_ids[slot] = -1
@@ -123,18 +155,24 @@ class Queue:
             table.seed[slot] = np.uint32(request.seed & 0xFFFFFFFF)
             for name in ("max_new_tokens", "index", "temperature", "top_p", "top_k", "min_p"):
                 getattr(table, name)[slot] = getattr(request, name)
-            G = self.programs.group_size
-            finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
-            length[slot * G : (slot + 1) * G] = 0
+            view.finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
+            view.length[slot * G : (slot + 1) * G] = 0
+        self.table = table
+        # Copies: an array on a CPU device may be the host's own memory.
+        written = jax.tree.map(np.copy, (table, view.finished, view.length))
+        requests, finished, length = self.programs.place(written)
         self.state = replace(
             self.state,
-            requests=self.programs.place(table),
-            outputs=replace(
-                self.state.outputs,
-                finished=self.programs.place(finished),
-                length=self.programs.place(length),
-            ),
+            requests=requests,
+            outputs=replace(self.state.outputs, finished=finished, length=length),
         )
+
+    def _fitted(self, tokens: Int[np.ndarray, "Q P"]) -> Int[np.ndarray, "Q width"]:
+        """The tokens of all entries in the width of the state, which may have changed."""
+        fitted = np.zeros((len(tokens), self.width), np.int32)
+        common = min(tokens.shape[1], self.width)
+        fitted[:, :common] = tokens[:, :common]
+        return fitted
 
     def _check(self, position: int, request: Request) -> None:
         total = len(request.tokens) + request.max_new_tokens
@@ -160,27 +198,31 @@ class Queue:
     def harvest(self) -> Iterator[tuple[int, list[Sample]]]:
         """Take the entries whose samples have all finished."""
         G = self.programs.group_size
-        finished = np.asarray(self.state.outputs.finished).reshape(-1, G) != Outputs.RUNNING
-        for slot, entry in enumerate(self.entries):
-            if entry is not None and finished[slot].all():
-                samples = [self.sample(slot, g) for g in range(G)]
-                self.entries[slot] = None
-                yield entry[0], samples
+        done = (self.view.finished.reshape(-1, G) != Outputs.RUNNING).all(-1)
+        taken = [
+            (slot, entry[0])
+            for slot, entry in enumerate(self.entries)
+            if entry is not None and done[slot]
+        ]
+        rows = [slot * G + g for slot, _ in taken for g in range(G)]
+        samples = self._samples(np.array(rows, np.int32))
+        for slot, position in taken:
+            self.entries[slot] = None
+            yield position, list(itertools.islice(samples, G))
 
     def sample(self, slot: int, index: int) -> Sample:
         """What one sample of an entry has written so far."""
-        row = slot * self.programs.group_size + index
-        outputs = self.state.outputs
-        length, finished = (int(np.asarray(x)[row]) for x in (outputs.length, outputs.finished))
-        tokens, logprobs = jax.device_get(_row(outputs, row))
-        return Sample(
-            tokens=tokens[:length],
-            logprobs=logprobs[:length, 0],
-            sampled_logprobs=logprobs[:length, 1],
-            finish_reason=FINISH_REASONS[finished],
-        )
+        [sample] = self._samples(np.array([slot * self.programs.group_size + index]))
+        return sample
 
-
-@jax.jit
-def _row(outputs: Outputs, row: int) -> tuple[jax.Array, jax.Array]:
-    return outputs.tokens[row], outputs.logprobs[row]
+    def _samples(self, rows: Int[np.ndarray, "n"]) -> Iterator[Sample]:
+        read = self.programs.read_outputs(self.state.outputs, rows)
+        for row, (tokens, logprobs) in zip(rows, read, strict=True):
+            length = int(self.view.length[row])
+            # Copies: the sample shall not keep alive all rows that were read with it.
+            yield Sample(
+                tokens=tokens[:length].copy(),
+                logprobs=logprobs[:length, 0].copy(),
+                sampled_logprobs=logprobs[:length, 1].copy(),
+                finish_reason=FINISH_REASONS[int(self.view.finished[row])],
+            )

@@ -1,0 +1,54 @@
+"""Weights from where training keeps them to where decoding reads them (design decision 6)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
+
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import merge
+from rmr1_jax.models.transformer import Params, logical_axes
+from rmr1_jax.parallel.rules import DECODING_RULES, even_rules, shardings
+from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.training.placement import Placement
+
+
+def make_reshard(
+    config: ModelConfig, placement: Placement, dtype: DTypeLike
+) -> Callable[[Params], Params]:
+    """One compiled program: a run's weights, as the engine wants them.
+
+    Adapters are merged in, weights cast to `dtype`, split over `tensor` alone, layers taken apart.
+    """
+    program: Callable[[Params], Params] = jax.jit(
+        partial(_decoding_weights, config, dtype),
+        out_shardings=_decoding_shardings(config, placement),
+    )
+    return program
+
+
+def decoding_mesh(placement: Placement) -> Mesh | None:
+    """The mesh for an engine; None where there is but one device."""
+    return None if placement.mesh.size == 1 else placement.mesh
+
+
+def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> Params:
+    # Cast and taken apart where they are, so that only what decoding needs crosses the devices.
+    return unstack_layers(config, merge(params), jnp.dtype(dtype))
+
+
+def _decoding_shardings(config: ModelConfig, placement: Placement) -> Any:
+    if decoding_mesh(placement) is None:
+        # Committed to a device, not to a mesh of one: as is what an engine without a mesh returns.
+        return SingleDeviceSharding(placement.mesh.devices.flat[0])
+    axes = logical_axes(config)
+    layer = jax.tree.map(
+        lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple)
+    )
+    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, placement.mesh.shape)
+    placed = shardings({**axes, "layers": layer}, placement.mesh, rules)
+    return {**placed, "layers": (placed["layers"],) * config.num_layers}
