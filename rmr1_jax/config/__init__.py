@@ -2,6 +2,16 @@
 
 from rmr1_jax.config.convert import ConvertConfig
 from rmr1_jax.config.demo import DemoConfig
+from rmr1_jax.config.grpo import (
+    AdvantageConfig,
+    GrpoConfig,
+    ObjectiveConfig,
+    PromptsConfig,
+    ReferenceConfig,
+    RewardConfig,
+    RolloutConfig,
+    SamplesConfig,
+)
 from rmr1_jax.config.judge import JudgeConfig
 from rmr1_jax.config.parsing import load_recipe, nearest, option_types, parse_config, take_option
 from rmr1_jax.config.prepare import PrepareConfig, Source
@@ -18,13 +28,21 @@ from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
 
 __all__ = [
     "STAGES",
+    "AdvantageConfig",
     "CheckpointConfig",
     "ConvertConfig",
     "DemoConfig",
+    "GrpoConfig",
     "JudgeConfig",
     "LoraConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
     "PrepareConfig",
+    "PromptsConfig",
+    "ReferenceConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SamplesConfig",
     "SftConfig",
     "SftDataConfig",
     "Source",

@@ -7,13 +7,13 @@ from rmr1_jax.config.checks import at_least
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Make pairs and traces, train a small judge on them from random weights, and judge with it;
-    minutes on a CPU."""
+    """Make pairs and traces, train a small judge from random weights in both stages, and judge
+    with it; minutes on a CPU."""
 
     workdir: str = "demo"
     """Where everything goes. The same command again goes on in it."""
     max_steps: int | None = None
-    """Train for so many steps. None: as long as it takes to learn."""
+    """Train for so many steps in each stage. None: as long as it takes to learn."""
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is made. Raises UserError."""

@@ -1,5 +1,12 @@
 """What the stages do when nothing is asked for: the self-made task, sized for two CPU cores."""
 
+from rmr1_jax.config.grpo import (
+    GrpoConfig,
+    ObjectiveConfig,
+    PromptsConfig,
+    RolloutConfig,
+    SamplesConfig,
+)
 from rmr1_jax.config.prepare import PrepareConfig
 from rmr1_jax.config.sft import (
     CheckpointConfig,
@@ -11,6 +18,7 @@ from rmr1_jax.config.sft import (
 from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
 
 PAIRS, TRACES = "data/self_made", "data/self_made_traces"
+SFT = "runs/sft_self_made"
 
 
 def self_made_prepare() -> PrepareConfig:
@@ -33,7 +41,7 @@ def self_made_synthesize() -> SynthesizeConfig:
 def self_made_sft() -> SftConfig:
     """From random weights to a judge of the self-made task; a few minutes."""
     return SftConfig(
-        workdir="runs/sft_self_made",
+        workdir=SFT,
         data=SftDataConfig(train=TRACES, max_length=128, held_out=200),
         batch_size=32,
         micro_rows=16,
@@ -43,4 +51,26 @@ def self_made_sft() -> SftConfig:
         remat="none",
         checkpoint=CheckpointConfig(every=200),
         validation=ValidationConfig(every=200, judge=PAIRS, pairs=100, max_new_tokens=64),
+    )
+
+
+def self_made_grpo() -> GrpoConfig:
+    """From the SFT run to a better judge of the self-made task; within an hour."""
+    return GrpoConfig(
+        workdir="runs/grpo_self_made",
+        model=SFT,
+        data=PromptsConfig(train=PAIRS, max_prompt=128),
+        batch_size=64,
+        mini_batch=32,
+        rollout=RolloutConfig(samples=8, max_response=64, slots=256),
+        objective=ObjectiveConfig(kl=0.001),
+        epochs=40.0,
+        max_steps=600,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+        ),
+        remat="none",
+        checkpoint=CheckpointConfig(every=20),
+        validation=ValidationConfig(every=20, judge=PAIRS, pairs=200, max_new_tokens=64),
+        samples=SamplesConfig(every=20),
     )

@@ -2,6 +2,7 @@
 
 from rmr1_jax.config.convert import ConvertConfig
 from rmr1_jax.config.demo import DemoConfig
+from rmr1_jax.config.grpo import GrpoConfig
 from rmr1_jax.config.judge import JudgeConfig
 from rmr1_jax.config.prepare import PrepareConfig
 from rmr1_jax.config.sft import SftConfig
@@ -11,6 +12,7 @@ STAGES: dict[str, type] = {
     "prepare": PrepareConfig,
     "synthesize": SynthesizeConfig,
     "sft": SftConfig,
+    "grpo": GrpoConfig,
     "judge": JudgeConfig,
     "convert": ConvertConfig,
     "demo": DemoConfig,

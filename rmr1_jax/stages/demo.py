@@ -1,4 +1,4 @@
-"""`--stage=demo`: pairs, traces, a judge trained on them from nothing, and what it then writes."""
+"""`--stage=demo`: pairs, traces, a judge trained on both from nothing, and what it then writes."""
 
 import json
 import sys
@@ -16,16 +16,24 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rmr1_jax.config import DemoConfig, JudgeConfig, SftConfig
-from rmr1_jax.config.self_made import self_made_prepare, self_made_sft, self_made_synthesize
+from rmr1_jax.config import DemoConfig, GrpoConfig, JudgeConfig, SftConfig
+from rmr1_jax.config.self_made import (
+    self_made_grpo,
+    self_made_prepare,
+    self_made_sft,
+    self_made_synthesize,
+)
 from rmr1_jax.data import read_preferences
 from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.judging import Preference, parse
-from rmr1_jax.stages import judge, prepare, sft, synthesize
+from rmr1_jax.stages import grpo, judge, prepare, sft, synthesize
 from rmr1_jax.stages.judge import WHY_NO_VERDICT
-from rmr1_jax.training.curves import CURVES
+from rmr1_jax.training.curves import draw_stages
 from rmr1_jax.training.metrics import read_metrics
 
+STAGES = "stages.png"
+GRPO_STEPS = 100  # of the hundreds that the recipe takes: the demo should end in minutes
+JUDGED = 100  # pairs
 SHOWN = 4  # judgements shown in full: one of each kind of question
 
 CLOSING = """\
@@ -48,45 +56,70 @@ def run(config: DemoConfig) -> int:
     heading(2, "synthesize: traces in two passes, by a program")
     with times.measure("synthesize"):
         synthesize.synthesize(replace(self_made_synthesize(), input=str(pairs), output=str(traces)))
-    heading(3, "sft: a small model learns from random weights")
-    training = training_config(config, pairs, traces)
+    heading(3, "sft: a small model learns from random weights to write such traces")
+    first = sft_config(config, pairs, traces)
     with times.measure("sft"):
-        status = sft.run(training)
+        status = sft.run(first)
     if status:
         return status
-    heading(4, "judge: held-out pairs, each in both orders")
+    heading(4, "grpo: it learns from whether its own traces judge right")
+    second = grpo_config(config, pairs, first.workdir)
+    with times.measure("grpo"):
+        status = grpo.run(second)
+    if status:
+        return status
+    heading(5, "judge: held-out pairs, each in both orders")
     held_out, verdicts = workdir / "held_out.jsonl", workdir / "verdicts.jsonl"
-    write_pairs(ExampleStore(pairs), held_out, training.validation.pairs)
+    write_pairs(ExampleStore(pairs), held_out, JUDGED)
     with times.measure("judge"):
         judge.run(
             JudgeConfig(
-                model=training.workdir,
+                model=second.workdir,
                 input=str(held_out),
                 output=str(verdicts),
-                max_new_tokens=training.validation.max_new_tokens,
+                max_new_tokens=second.validation.max_new_tokens,
                 swap=True,
                 slots=64,
             )
         )
     show(held_out, verdicts)
-    print(summary(Path(training.workdir)))
-    print(f"Curves: {Path(training.workdir) / CURVES}. Seconds: {times}.\n")
+    print(summary(Path(first.workdir), Path(second.workdir)))
+    picture = draw_stages(
+        [("supervised fine-tuning", first.workdir), ("GRPO", second.workdir)],
+        workdir / STAGES,
+        "held-out pairs judged right",
+    )
+    print(f"On one picture: {picture}. Traces with their rewards: {second.workdir}/samples.html.")
+    print(f"Seconds: {times}.\n")
     print(CLOSING.format(command=f"{shown(Path(sys.executable))} -m rmr1_jax.main"))
     return 0
 
 
 def heading(number: int, text: str) -> None:
-    Console(highlight=False).print(Rule(f"{number} of 4 · {text}", align="left"))
+    Console(highlight=False).print(Rule(f"{number} of 5 · {text}", align="left"))
 
 
-def training_config(config: DemoConfig, pairs: Path, traces: Path) -> SftConfig:
-    """The self-made recipe, in the demo's directory."""
+def sft_config(config: DemoConfig, pairs: Path, traces: Path) -> SftConfig:
+    """The self-made recipe of stage 1, in the demo's directory."""
     recipe = self_made_sft()
     return replace(
         recipe,
         workdir=str(Path(config.workdir) / "sft"),
         data=replace(recipe.data, train=str(traces)),
         max_steps=config.max_steps or recipe.max_steps,
+        validation=replace(recipe.validation, judge=str(pairs)),
+    )
+
+
+def grpo_config(config: DemoConfig, pairs: Path, model: str) -> GrpoConfig:
+    """The self-made recipe of stage 2, in the demo's directory, and shorter."""
+    recipe = self_made_grpo()
+    return replace(
+        recipe,
+        workdir=str(Path(config.workdir) / "grpo"),
+        model=model,
+        data=replace(recipe.data, train=str(pairs)),
+        max_steps=config.max_steps or GRPO_STEPS,
         validation=replace(recipe.validation, judge=str(pairs)),
     )
 
@@ -114,19 +147,21 @@ def show(held_out: Path, verdicts: Path) -> None:
             console.print(pair_panel(f"judgement {number}: {pair.id}", pair, json.loads(line)))
 
 
-def summary(run: Path) -> str:
-    """How often the judge was right, from its first validation to its last."""
-    judged = [r for r in read_metrics(run) if "validation/verdict_accuracy" in r]
-    first, last = judged[0], judged[-1]
-    given, swapped = (
-        last[f"validation/verdict_accuracy_{order}"] for order in ("given", "swapped")
+def summary(first: Path, second: Path) -> str:
+    """How often the judge was right: before training, after each stage."""
+    before, after_sft, after_grpo = (
+        [record for record in read_metrics(run) if "validation/verdict_accuracy" in record][place]
+        for run, place in ((first, 0), (first, -1), (second, -1))
     )
-    return (
-        f"Held-out verdicts right after {first['step']} steps: "
-        f"{first['validation/verdict_accuracy']:.1%}; after {last['step']}: "
-        f"{last['validation/verdict_accuracy']:.1%} ({given:.1%} as given, {swapped:.1%} swapped), "
-        f"the same winner in both orders: {last['validation/consistent']:.1%}."
-    )
+    lines = ["Held-out pairs, each judged in both orders:"]
+    for name, record in (
+        ("random weights", before),
+        ("after supervised fine-tuning", after_sft),
+        ("after GRPO", after_grpo),
+    ):
+        right, same = record["validation/verdict_accuracy"], record["validation/consistent"]
+        lines.append(f"  {name:30} {right:6.1%} right, {same:6.1%} the same winner in both orders")
+    return "\n".join(lines)
 
 
 class Times:

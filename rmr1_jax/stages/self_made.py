@@ -5,10 +5,12 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmr1_jax.config import PrepareConfig, SftConfig, SynthesizeConfig
+from rmr1_jax.config import GrpoConfig, PrepareConfig, SftConfig, SynthesizeConfig
 from rmr1_jax.config.self_made import (
     PAIRS,
+    SFT,
     TRACES,
+    self_made_grpo,
     self_made_prepare,
     self_made_sft,
     self_made_synthesize,
@@ -16,6 +18,8 @@ from rmr1_jax.config.self_made import (
 from rmr1_jax.data.self_made import self_made_tokenizer, tiny_model_config
 from rmr1_jax.data.store import is_complete
 from rmr1_jax.data.traces import TRACES as TRACES_FILE
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.checkpoint import CHECKPOINTS
 from rmr1_jax.models.config import ModelConfig
 
 
@@ -37,6 +41,13 @@ def sft_defaults(config: SftConfig) -> SftConfig:
     if config.model or config.data.train:
         return config
     return _changed(self_made_sft(), config, SftConfig())
+
+
+def grpo_defaults(config: GrpoConfig) -> GrpoConfig:
+    """The same for reinforcement learning, where neither a model nor pairs are named."""
+    if config.model or config.data.train:
+        return config
+    return _changed(self_made_grpo(), config, GrpoConfig())
 
 
 def _changed(target: Any, given: Any, default: Any) -> Any:
@@ -66,6 +77,20 @@ def make_traces(path: str) -> None:
 
         make_pairs(PAIRS)
         synthesize(self_made_synthesize())
+
+
+def make_sft(path: str) -> None:
+    """Train the judge that reinforcement learning starts from, if that is meant and not finished.
+
+    Raises UserError where it was stopped by a signal.
+    """
+    recipe = self_made_sft()
+    if path != SFT or (Path(path) / CHECKPOINTS / str(recipe.max_steps)).is_dir():
+        return
+    from rmr1_jax.stages.sft import run
+
+    if run(recipe):
+        raise UserError(f"the SFT run in {path} was stopped; the same command goes on with it")
 
 
 def _is_distilled(directory: Path) -> bool:

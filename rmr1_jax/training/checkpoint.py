@@ -19,7 +19,7 @@ from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.training.step import TrainState
 
 OPTIMIZER, RUN = "optimizer", "run"
-LOSS = "validation_loss"
+SCORE = "score"
 
 
 class RunCheckpoints:
@@ -27,7 +27,7 @@ class RunCheckpoints:
 
     Args:
       workdir: the run's.
-      keep: this many of the latest are kept, and the one with the lowest validation loss.
+      keep: this many of the latest are kept, and the one with the lowest score.
       warn: told, in a sentence, of every checkpoint that cannot be read.
     """
 
@@ -35,7 +35,7 @@ class RunCheckpoints:
         self.directory = (workdir / CHECKPOINTS).absolute()
         self.warn = warn
         best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics[LOSS],
+            get_metric_fn=lambda metrics: metrics[SCORE],
             reverse=True,  # the lowest comes last, and the last is kept
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -52,7 +52,7 @@ class RunCheckpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policy,
                     # The policy decides; without this, the metrics would not be kept on the disk.
-                    best_fn=lambda metrics: metrics[LOSS],
+                    best_fn=lambda metrics: metrics[SCORE],
                     best_mode="min",
                     cleanup_tmp_directories=True,
                 ),
@@ -63,10 +63,10 @@ class RunCheckpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss among those that are kept and have one."""
+        """The step with the lowest score among those that are kept and have one."""
         found = {step: self._manager.metrics(step) for step in self.steps()}
-        losses = {step: metrics[LOSS] for step, metrics in found.items() if metrics}
-        return min(losses, key=lambda step: losses[step], default=None)
+        scores = {step: metrics[SCORE] for step, metrics in found.items() if metrics}
+        return min(scores, key=lambda step: scores[step], default=None)
 
     def save(
         self,
@@ -74,9 +74,12 @@ class RunCheckpoints:
         state: TrainState,
         data: Mapping[str, Any],
         *,
-        validation_loss: float | None = None,
+        score: float | None = None,
     ) -> None:
-        """Start to save; returns when the arrays may be changed. Raises what an earlier one met."""
+        """Start to save; returns when the arrays may be changed. Raises what an earlier one met.
+
+        `score` is that of a validation, and lower is better.
+        """
         counters = {"step": state.step, "bad_steps": state.bad_steps, "skipped": state.skipped}
         with quiet_orbax():
             self._manager.save(
@@ -90,7 +93,7 @@ class RunCheckpoints:
                         RUN: ocp.args.JsonSave({"data": dict(data)}),
                     }
                 ),
-                metrics=None if validation_loss is None else {LOSS: validation_loss},
+                metrics=None if score is None else {SCORE: score},
                 force=True,
             )
 

@@ -13,6 +13,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.tensors import dimensions, tensors_of
@@ -58,6 +59,18 @@ def training_flops(
     attention = 4 * sizes["L"] * sizes["N"] * sizes["H"] * pairs
     matrices = 2 * body * float(lengths.sum()) + 2 * head * float(learnt_tokens)
     return (2 if adapters_only else 3) * matrices + 3 * attention
+
+
+def group_flops(
+    config: ModelConfig, prompts: Int[np.ndarray, " N"], responses: Int[np.ndarray, "N G"]
+) -> float:
+    """FLOPs of one forward pass over groups: each prompt once, each response after it."""
+    body, head = matrix_parameters(config)
+    p, r = prompts.astype(np.float64), responses.astype(np.float64)
+    sizes = dimensions(config)
+    pairs = (p * (p + 1) / 2).sum() + (r * (r + 1) / 2 + r * p[:, None]).sum()
+    attention = 4 * sizes["L"] * sizes["N"] * sizes["H"] * float(pairs)
+    return 2 * body * float(p.sum() + r.sum()) + 2 * head * float(r.sum()) + attention
 
 
 @cache

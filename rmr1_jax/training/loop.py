@@ -4,7 +4,7 @@ It knows neither the model nor the objective.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,12 +20,14 @@ from rmr1_jax.training.step import Metrics, TrainState
 Numbers = dict[str, float | int | None]
 
 
-class Batches(Protocol):
-    """An endless enough iterator whose position can be kept."""
+class Data(Protocol):
+    """Where a run's data come from; its position can be kept."""
 
-    def __iter__(self) -> Iterator[Any]: ...
-    def __next__(self) -> Any: ...
     def get_state(self) -> Mapping[str, Any]: ...
+
+
+class Abandoned(Exception):
+    """Raised by a step that was asked to stop before it changed its state."""
 
 
 @dataclass
@@ -34,26 +36,33 @@ class Job:
 
     Args:
       steps: the last step.
-      step: the jitted train step, (state, batch on the devices) -> (state, metrics).
-      put: a batch of this process -> arrays on the devices.
+      step: the train step, (state, batch) -> (state, metrics); it may raise `Abandoned` where it
+        asks `stop_asked` on the way.
       report: (step, metrics on the host, seconds that the step took) -> what to log of it.
-      validate: (step, state) -> what to log of a validation; "validation/loss" also ranks
-        checkpoints. None: there is no validation.
-      validate_every, save_every, log_every: in steps.
-      max_bad_steps: so many steps in a row that are not finite end the run.
       name_batch: the examples of a step, for the message about it.
+      fetch: the next batch on the devices, fetched while a step computes. None: the step draws from
+        the data itself, as much as it needs, and is given None.
+      validate: (step, state) -> what to log of a validation. None: there is no validation.
+      rank_by: the number of a validation that is lowest for the best checkpoint.
+      updates: of the optimizer, a step.
+      validate_every, save_every, log_every: in steps.
+      max_bad_steps: so many updates in a row that are not finite end the run.
     """
 
     steps: int
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    put: Callable[[Any], Any]
     report: Callable[[int, Metrics, float], Numbers]
     name_batch: Callable[[int], str]
+    fetch: Callable[[], Any] | None = None
     validate: Callable[[int, TrainState], Numbers] | None = None
+    rank_by: str = "validation/loss"
+    updates: int = 1
     validate_every: int = 0
     save_every: int = 100
     log_every: int = 1
     max_bad_steps: int = 3
+    stop_asked: Callable[[], bool] = lambda: False
+    """Set by the loop."""
 
 
 @dataclass
@@ -69,32 +78,48 @@ class Outcome:
 def train(
     job: Job,
     state: TrainState,
-    batches: Batches,
+    data: Data,
     checkpoints: RunCheckpoints,
     log: MetricsLog | None,
     progress: TrainingProgress,
 ) -> Outcome:
     """Take steps until `job.steps`, or until a signal; the last state is saved either way.
 
-    While a step computes, the next batch is fetched; so its position in the data is noted before.
-    Raises UserError where too many steps in a row were not finite.
+    Before the first step of a run it is validated as it is. While a step computes, the next batch
+    is fetched; so its position in the data is noted before. Raises UserError where too many updates
+    in a row were not finite.
     """
-    step = int(state.step)
-    seconds_save = 0.0
+    step = int(state.step) // job.updates
     if step >= job.steps:
         return Outcome(state, step)
+    reached, seconds_save = data.get_state(), 0.0
+
+    def fetch() -> tuple[Any, Mapping[str, Any]]:
+        return (job.fetch() if job.fetch else None), data.get_state()
+
     with StopSignal() as stop:
-        batch, position = job.put(next(batches)), batches.get_state()
+        job.stop_asked = stop.asked
+        if step == 0 and job.validate and job.validate_every:
+            _validated(job, 0, state, {}, log, progress)
+        batch, position = fetch()
         while step < job.steps:
             start = time.perf_counter()
-            state, metrics = job.step(state, batch)
+            try:
+                state, metrics = job.step(state, batch)
+            except Abandoned:
+                checkpoints.wait()
+                if step not in checkpoints.steps():
+                    checkpoints.save(step, state, reached)
+                break
             step += 1
             reached = position
             wait = time.perf_counter()
             if step < job.steps:
-                batch, position = job.put(next(batches)), batches.get_state()
+                batch, position = fetch()
             seconds_data = time.perf_counter() - wait
             metrics = jax.device_get(metrics)
+            if job.fetch is None:
+                reached = data.get_state()
             seconds = time.perf_counter() - start
             _refuse_bad_steps(step, metrics, job, progress)
 
@@ -106,26 +131,44 @@ def train(
                 "skipped": int(metrics.skipped),
             }
             last = step == job.steps or stop.stop_after(step)
-            loss, validated = None, False
+            score = None
             at_end = step == job.steps and job.validate_every
             if job.validate and (at_end or _due(step, job.validate_every)):
-                validation = job.validate(step, state)
-                numbers |= validation
-                loss, validated = validation.get("validation/loss"), True
-            if log and (last or validated or _due(step, job.log_every)):
-                log.write(step, numbers)
-            progress.step_done(step, numbers)
+                score = _validated(job, step, state, numbers, log, progress)
+            else:
+                if log and (last or _due(step, job.log_every)):
+                    log.write(step, numbers)
+                progress.step_done(step, numbers)
             # After the record: a run that goes on from here has the record of every earlier step.
             seconds_save = 0.0
             if last or _due(step, job.save_every):
                 start = time.perf_counter()
-                checkpoints.save(step, state, reached, validation_loss=loss)
+                checkpoints.save(step, state, reached, score=score)
                 seconds_save = time.perf_counter() - start
             if last:
                 break
         checkpoints.wait()
         ended_by = stop.signal if step < job.steps else None
         return Outcome(state, step, ended_by)
+
+
+def _validated(
+    job: Job,
+    step: int,
+    state: TrainState,
+    numbers: Numbers,
+    log: MetricsLog | None,
+    progress: TrainingProgress,
+) -> float | None:
+    """Validate, log that with the numbers of the step, and return what ranks its checkpoint."""
+    assert job.validate is not None
+    start = time.perf_counter()
+    validation = job.validate(step, state)
+    numbers = numbers | validation | {"seconds_validation": time.perf_counter() - start}
+    if log:
+        log.write(step, numbers)
+    progress.step_done(step, numbers)
+    return validation.get(job.rank_by)
 
 
 def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingProgress) -> None:

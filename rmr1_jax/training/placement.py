@@ -12,7 +12,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from rmr1_jax.config import SftConfig
 from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
@@ -74,6 +73,14 @@ class Placement:
         put = partial(jax.make_array_from_process_local_data, self.batch)
         return jax.tree.map(lambda leaf: put(np.ascontiguousarray(leaf)), batch)
 
+    def put_whole(self, batch: Any) -> Any:
+        """The same for a batch [S, R, ...] that every process has whole."""
+
+        def put(leaf: np.ndarray) -> Array:
+            return jax.make_array_from_callback(leaf.shape, self.batch, lambda at: leaf[at])
+
+        return jax.tree.map(put, batch)
+
 
 def make_placement(config: ModelConfig, mesh: str, *, split_sequence: bool) -> Placement:
     """The placement that a line such as "fsdp=-1,tensor=2" asks for. Raises UserError."""
@@ -107,14 +114,18 @@ def first_params(
 
 
 def with_adapters(
-    config: ModelConfig, params: Params, placement: Placement, lora: Lora, options: SftConfig
+    config: ModelConfig,
+    params: Params,
+    placement: Placement,
+    lora: Lora,
+    *,
+    dtype: str,
+    seed: int,
 ) -> tuple[Params, Params]:
     """New adapters to train, and the rest: the model's weights with the adapters' scales."""
     placed = placement.of(lora_axes(config, lora))
     adapters_placed, _ = split_trainable(placed)
-    make = partial(
-        random_adapters, config, lora, options.seed, np.dtype(options.optimizer.param_dtype)
-    )
+    make = partial(random_adapters, config, lora, seed, np.dtype(dtype))
     adapters, scales = split_trainable(jax.jit(make)())
     scales = jax.device_put(scales, placement.replicated)
     return jax.device_put(adapters, adapters_placed), combine(params, scales)

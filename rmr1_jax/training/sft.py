@@ -234,7 +234,7 @@ class Sft:
         job = Job(
             steps=self.steps,
             step=lambda state, batch: self._step(state, batch, self._base),
-            put=self.placement.put_batch,
+            fetch=lambda: self.placement.put_batch(next(self._batches)),
             report=self._report,
             name_batch=self._name_batch,
             validate=self.validate if self._validation or self.verdicts else None,

@@ -34,6 +34,10 @@ class StopSignal:
             raise KeyboardInterrupt
         self.signal = number
 
+    def asked(self) -> bool:
+        """Whether a step may be given up half-way; several processes finish it together."""
+        return self.signal is not None and jax.process_count() == 1
+
     def stop_after(self, step: int) -> bool:
         """Whether this is the step to stop at; with several processes, the same one for all."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):

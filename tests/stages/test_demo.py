@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from rmr1_jax.config import DemoConfig
-from rmr1_jax.config.self_made import self_made_prepare, self_made_sft
+from rmr1_jax.config.self_made import self_made_grpo, self_made_prepare, self_made_sft
 from rmr1_jax.data.self_made import self_made_preferences
 from rmr1_jax.errors import UserError
 from rmr1_jax.main import main
@@ -37,8 +37,19 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         validation=replace(recipe.validation, every=1, pairs=4, max_new_tokens=4),
     )
     prepare = replace(self_made_prepare(), self_made=400)
+    second = self_made_grpo()
+    second = replace(
+        second,
+        batch_size=4,
+        mini_batch=4,
+        rollout=replace(second.rollout, samples=2, max_response=4, slots=8),
+        validation=replace(second.validation, every=1, pairs=4, max_new_tokens=4),
+        samples=replace(second.samples, every=1),
+    )
     monkeypatch.setattr(demo, "self_made_prepare", lambda: prepare)
     monkeypatch.setattr(demo, "self_made_sft", lambda: recipe)
+    monkeypatch.setattr(demo, "self_made_grpo", lambda: second)
+    monkeypatch.setattr(demo, "JUDGED", 4)
 
 
 @pytest.mark.slow
@@ -47,10 +58,12 @@ def test_shows_every_stage_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     workdir = tmp_path / "demo"
     assert main(["--stage=demo", f"--workdir={workdir}", "--max_steps=2"]) == 0
     out = capsys.readouterr().out
-    for stage in ("prepare", "synthesize", "sft", "judge"):
+    for stage in ("prepare", "synthesize", "sft", "grpo", "judge"):
         assert f"· {stage}: " in out
-    assert "Held-out verdicts right after 1 steps: 0.0%; after 2: 0.0%" in out
-    assert (workdir / "sft" / "curves.png").is_file()
+    for line in ("random weights", "after supervised fine-tuning", "after GRPO"):
+        assert f"  {line:30}   0.0% right,   0.0% the same winner in both orders" in out
+    for picture in ("sft/curves.png", "grpo/curves.png", "grpo/samples.html", "stages.png"):
+        assert (workdir / picture).is_file()
     assert out.count("what the parser found") == 4
     records = [json.loads(line) for line in (workdir / "verdicts.jsonl").open()]
     held_out = [json.loads(line) for line in (workdir / "held_out.jsonl").open()]

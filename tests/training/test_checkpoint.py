@@ -39,7 +39,7 @@ def checkpoints(tmp_path: Path) -> Iterator[Open]:
 
 
 def save(checkpoints: RunCheckpoints, step: int, loss: float | None = None) -> None:
-    checkpoints.save(step, state(step), {"step": step}, validation_loss=loss)
+    checkpoints.save(step, state(step), {"step": step}, score=loss)
     checkpoints.wait()
 
 

@@ -1,0 +1,24 @@
+"""Stage 2 of RM-R1 for DeepSeek-R1-Distill-Qwen-32B, with the published numbers.
+
+Command:
+    python -m rmr1_jax.main --stage=grpo --config=configs/grpo_deepseek_32b.py \
+        --model=MODEL_DIR --data.train=PAIRS
+
+MODEL_DIR is deepseek-ai/DeepSeek-R1-Distill-Qwen-32B; reasoning models skip stage 1.
+PAIRS is gaotang/RM-R1-Reasoning-RLVR saved as JSON lines or Parquet, or a directory made by
+--stage=prepare; 71 steps. Every trace weighs the same in the loss, as its
+script has it (micro-batches of 1).
+What is not set here is as published: the defaults of GrpoConfig.
+
+Hardware: not yet run; meant for 32 TPU v5p or 32 GPUs of 80 GB.
+Expected result: that of the released RM-R1-DeepSeek-Distilled-Qwen-32B, within its noise.
+"""
+
+from rmr1_jax.config import GrpoConfig, OptimizerConfig
+
+config = GrpoConfig(
+    workdir="runs/grpo_deepseek_32b",
+    optimizer=OptimizerConfig(
+        learning_rate=8e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+    ),
+)

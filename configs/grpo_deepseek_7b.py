@@ -1,0 +1,25 @@
+"""Stage 2 of RM-R1 for DeepSeek-R1-Distill-Qwen-7B, with the published numbers.
+
+Command:
+    python -m rmr1_jax.main --stage=grpo --config=configs/grpo_deepseek_7b.py \
+        --model=MODEL_DIR --data.train=PAIRS
+
+MODEL_DIR is deepseek-ai/DeepSeek-R1-Distill-Qwen-7B; reasoning models skip stage 1.
+PAIRS is gaotang/RM-R1-Reasoning-RLVR saved as JSON lines or Parquet, or a directory made by
+--stage=prepare; 71 steps. The loss is a mean over pools of 4 traces, as its
+script has it (micro-batches of 4).
+What is not set here is as published: the defaults of GrpoConfig.
+
+Hardware: not yet run; meant for 8 TPU v5p or 8 GPUs of 80 GB.
+Expected result: that of the released RM-R1-DeepSeek-Distilled-Qwen-7B, within its noise.
+"""
+
+from rmr1_jax.config import GrpoConfig, ObjectiveConfig, OptimizerConfig
+
+config = GrpoConfig(
+    workdir="runs/grpo_deepseek_7b",
+    objective=ObjectiveConfig(reduction="pooled_mean", pool=4),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+    ),
+)

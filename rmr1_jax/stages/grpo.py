@@ -1,0 +1,202 @@
+"""`--stage=grpo`: reinforcement learning on labelled pairs, in a directory from which the run can
+go on."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rmr1_jax.config import GrpoConfig
+from rmr1_jax.data.prompt_set import PromptSet, open_prompts
+from rmr1_jax.data.sources import RejectsFile
+from rmr1_jax.errors import UserError
+from rmr1_jax.judging import JudgePrompt
+from rmr1_jax.models.checkpoint import COMPANIONS, load_config, load_tokenizer, prompt_of
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import Lora, merge
+from rmr1_jax.models.mismatch import refuse_mismatch
+from rmr1_jax.models.tensors import count_parameters, tensors_of
+from rmr1_jax.models.transformer import Params
+from rmr1_jax.sampling.judge import choose_prompt
+from rmr1_jax.stages.self_made import grpo_defaults, make_pairs, make_sft
+from rmr1_jax.stages.training_run import (
+    bar,
+    lora_of,
+    reading,
+    say,
+    starting_point,
+    train,
+    validation_pairs,
+    write_model_companions,
+)
+from rmr1_jax.training.curves import draw_grpo_curves
+from rmr1_jax.training.grpo_run import MAY_CHANGE, Grpo, steps_of
+from rmr1_jax.training.placement import Placement, first_params, make_placement
+from rmr1_jax.training.rewards import load_reward
+from rmr1_jax.training.validation import VerdictCheck
+from rmr1_jax.training.workdir import open_workdir
+
+REJECTS = "prompts.rejects.jsonl"
+
+
+def run(config: GrpoConfig) -> int:
+    """Train to the end, or until a signal. Returns 0, or 128 + the signal's number.
+
+    Raises UserError.
+    """
+    config = grpo_defaults(config)
+    make_pairs(config.data.train)
+    make_pairs(config.validation.judge)
+    make_sft(config.model)
+    config.check()
+    reward = load_reward(config.reward.function)
+    workdir = Path(config.workdir)
+    base = load_config(config.model)
+    check_lengths(config, base)
+    check_reference(config, base)
+    tokenizer, stop_ids = load_tokenizer(config.model)
+    stop_ids = tuple(sorted({*stop_ids, tokenizer.eos_token_id} - {None}))
+    if not stop_ids:
+        raise UserError(
+            f"the tokenizer in {config.model} names no token that ends an answer (eos_token), so "
+            "every trace would run to its limit; add eos_token_id to its generation_config.json"
+        )
+    prompt, why = choose_prompt(config.data.prompt or None, prompt_of(config.model), tokenizer)
+    placement = make_placement(base, config.mesh, split_sequence=config.split_sequence)
+    goes_on = open_workdir(
+        workdir, config, may_change=MAY_CHANGE, made_again=(COMPANIONS, REJECTS, "validation")
+    )
+    prompts = read_prompts(config, tokenizer, prompt)
+    steps = steps_of(config, len(prompts))
+    model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
+    lora = lora_of(config)
+    if not (workdir / COMPANIONS / "config.json").is_file():
+        write_model_companions(config, model, prompt, lora)
+    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    verdicts = None
+    if pairs := validation_pairs(config):
+        verdicts = VerdictCheck(
+            model,
+            tokenizer,
+            prompt,
+            stop_ids,
+            pairs,
+            placement,
+            dtype,
+            config.validation.max_new_tokens,
+            workdir / "validation",
+        )
+    describe(config, model, prompts, steps, prompt, why, dtype)
+    params, rest = starting_point(config, model, placement, lora, dtype)
+    grpo = Grpo(
+        config,
+        model,
+        prompts,
+        placement,
+        params,
+        rest,
+        reference_weights(config, model, placement, lora, rest, dtype),
+        dtype=dtype,
+        tokenizer=tokenizer,
+        stop_ids=stop_ids,
+        reward=reward,
+        verdicts=verdicts,
+    )
+    title = f"{workdir.name}: reinforcement learning"
+    return train(config, grpo, goes_on, partial(draw_grpo_curves, title=title))
+
+
+def read_prompts(config: GrpoConfig, tokenizer: Any, prompt: JudgePrompt) -> PromptSet:
+    """The prompts in tokens; those that cannot be used go to a file of rejects. Raises UserError."""
+    rejects = RejectsFile(Path(config.workdir) / REJECTS)
+    with bar(f"reading {config.data.train}", None) as advance:
+        return open_prompts(
+            config.data.train,
+            tokenizer,
+            prompt,
+            max_prompt=config.data.max_prompt,
+            progress=advance,
+            rejects=rejects if jax.process_index() == 0 else None,
+        )
+
+
+def check_lengths(config: GrpoConfig, model: ModelConfig) -> None:
+    """Refuse prompts that leave no room for a trace. Raises UserError."""
+    prompt, response = config.data.max_prompt, config.rollout.max_response
+    if prompt + response > model.max_position:
+        raise UserError(
+            f"--data.max_prompt={prompt} and --rollout.max_response={response} together pass the "
+            f"{model.max_position:,} tokens that the model was made for; lower one of them"
+        )
+    if config.row_length and config.row_length < prompt + response:
+        raise UserError(
+            f"--row_length={config.row_length} does not hold a prompt of --data.max_prompt="
+            f"{prompt} and a trace of --rollout.max_response={response} tokens"
+        )
+
+
+def check_reference(config: GrpoConfig, model: ModelConfig) -> None:
+    """Refuse a reference of another architecture. Raises UserError."""
+    if config.reference.model:
+        other = load_config(config.reference.model)
+        refuse_mismatch(
+            f"--reference.model={config.reference.model} is not of the architecture of "
+            f"--model={config.model}",
+            {tensor.path: tensor.shape(model) for tensor in tensors_of(model)},
+            {tensor.path: tensor.shape(other) for tensor in tensors_of(other)},
+        )
+
+
+def reference_weights(
+    config: GrpoConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lora: Lora | None,
+    rest: Params,
+    dtype: str,
+) -> Params | None:
+    """The model to stay close to; with LoRA, that is what lies under the adapters."""
+    if not config.objective.kl:
+        return None
+    if lora and not config.reference.model:
+        return merge(rest)
+    with reading(model) as on_read:
+        return first_params(
+            config.reference.model or config.model,
+            model,
+            placement,
+            dtype=config.reference.dtype or dtype,
+            seed=config.seed,
+            on_read=on_read,
+        )
+
+
+def describe(
+    config: GrpoConfig,
+    model: ModelConfig,
+    prompts: PromptSet,
+    steps: int,
+    prompt: JudgePrompt,
+    why: str,
+    dtype: str,
+) -> None:
+    """What is about to happen, in a few lines."""
+    counts = prompts.counts
+    dropped = ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in counts.dropped.items() if n)
+    say(
+        f"{len(prompts):,} prompts from {config.data.train}, {counts.lengths.mean:,.0f} tokens in "
+        f"the mean, {counts.lengths.max:,} at most"
+        + (f" (dropped: {dropped})" if dropped else "")
+        + f"; prompt {prompt.style} ({prompt.sha256[:12]}), {why}"
+    )
+    say(
+        f"{steps:,} steps of {config.batch_size:,} prompts x {config.rollout.samples} traces of at "
+        f"most {config.rollout.max_response:,} tokens, {config.updates} updates a step"
+    )
+    about = "no reference model" if not config.objective.kl else f"KL {config.objective.kl:g}"
+    say(
+        f"{count_parameters(model):,} parameters, {config.optimizer.param_dtype}, computed in "
+        f"{dtype}; {config.objective.reduction.replace('_', ' ')}, {about}"
+    )

@@ -1,0 +1,76 @@
+"""A whole run of `--stage=grpo` over two processes, as a pod slice has them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmr1_jax.models.checkpoint import load_model
+from rmr1_jax.models.tensors import flatten
+from rmr1_jax.training.metrics import read_metrics
+from tests.processes import run_processes
+from tests.stages.tiny_grpo import arguments, learnt, write_model, write_pairs
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
+OPTIONS = ("--advantage.dynamic_sampling=True", "--max_steps=3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a model, pairs to judge, and the runs."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl")
+    return folder
+
+
+def run(folder: Path, workdir: str, processes: int, *more: str) -> Path:
+    """Eight devices in so many processes."""
+    options = arguments(folder / workdir, folder / "model", folder / "pairs.jsonl", *OPTIONS, *more)
+    cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
+    run_processes(SCRIPT, processes, 8 // processes, arguments=options, environment=cache)
+    return folder / workdir
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    return run(folder, "alone", 1)
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> Path:
+    return run(folder, "together", 2)
+
+
+def test_learn_what_one_process_learns_on_the_same_mesh(alone: Path, together: Path) -> None:
+    expected, found = learnt(alone), learnt(together)
+    assert len(found) == 3
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    for name in ("reward", "response_tokens", "rounds", "sampled_tokens", "zero_signal"):
+        one, two = ([record[name] for record in read_metrics(path)] for path in (alone, together))
+        assert one == two, name
+
+
+def test_write_each_file_once(alone: Path, together: Path) -> None:
+    files = {path.name for path in alone.iterdir()}
+    assert {path.name for path in together.iterdir()} == files
+    traces = [
+        [(record["step"], record["trace"]) for record in map(json.loads, path.open())]
+        for path in (alone / "samples.jsonl", together / "samples.jsonl")
+    ]
+    assert traces[0] == traces[1]
+
+
+def test_leave_a_checkpoint_that_one_process_reads(alone: Path, together: Path) -> None:
+    (_, expected), (_, found) = (load_model(path) for path in (alone, together))
+    for (name, a), (_, b) in zip(flatten(expected), flatten(found), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
+
+
+def test_go_on_where_they_were(folder: Path, together: Path) -> None:
+    assert len(learnt(run(folder, "in parts", 2, "--max_steps=1"))) == 1
+    config = json.loads((folder / "in parts" / "config.json").read_text())
+    assert config["max_steps"] == 1
