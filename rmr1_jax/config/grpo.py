@@ -28,6 +28,9 @@ class PromptsConfig:
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt, for pairs whose prompts are
     not rendered yet. Empty: the model's own."""
+    both_orders: bool = False
+    """Ask about each pair in both orders, one after the other: a step then cannot teach that A is
+    better than B, or B than A. Not published."""
     max_prompt: int = 4096
     """Longest prompt, in tokens; longer ones are dropped, as published."""
 
@@ -206,6 +209,11 @@ class GrpoConfig:
             raise UserError(
                 f"--mini_batch={self.mini_batch} does not divide --batch_size={self.batch_size}; "
                 "a step makes batch_size / mini_batch updates"
+            )
+        if self.data.both_orders and self.mini_batch % 2:
+            raise UserError(
+                f"--mini_batch={self.mini_batch} must be even: with --data.both_orders the two "
+                "orders of a pair belong to one update"
             )
         if self.max_steps is not None:
             at_least("max_steps", self.max_steps, 1)

@@ -19,12 +19,15 @@ from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
 
 PAIRS, TRACES = "data/self_made", "data/self_made_traces"
 SFT = "runs/sft_self_made"
+# Verdicts can be verified, reasons cannot: traces that guess right stay. A model that imitates them
+# guesses, too; reinforcement learning finds out that solving pays.
+HASTE = 0.6
 
 
 def self_made_prepare() -> PrepareConfig:
     """Pairs of the self-made task; most of them are for distillation, since traces cost nothing."""
     return PrepareConfig(
-        output=PAIRS, input="self_made", self_made=24_000, distillation=0.75, near_duplicates=0
+        output=PAIRS, input="self_made", self_made=24_000, distillation=0.5, near_duplicates=0
     )
 
 
@@ -33,8 +36,8 @@ def self_made_synthesize() -> SynthesizeConfig:
     return SynthesizeConfig(
         input=PAIRS,
         output=TRACES,
-        teacher1=TeacherConfig(kind="program", accuracy=0.9),
-        teacher2=TeacherConfig(kind="program", accuracy=1.0),
+        teacher1=TeacherConfig(kind="program", accuracy=0.9, haste=HASTE),
+        teacher2=TeacherConfig(kind="program", accuracy=1.0, haste=HASTE),
     )
 
 

@@ -40,6 +40,8 @@ class TeacherConfig:
     """Tries of one request before it is given up."""
     accuracy: float = 0.9
     """kind=program only: how often the verdict is right."""
+    haste: float = 0.0
+    """kind=program only: how often questions about numbers are decided at a glance."""
 
     def check(self, section: str) -> None:
         """Refuse what cannot work; `section` is what the options begin with. Raises UserError."""
@@ -50,9 +52,10 @@ class TeacherConfig:
         at_least(f"{section}.concurrency", self.concurrency, 1)
         at_least(f"{section}.attempts", self.attempts, 1)
         at_least(f"{section}.timeout", self.timeout, 0.001)
-        at_least(f"{section}.accuracy", self.accuracy, 0)
-        if self.accuracy > 1:
-            raise UserError(f"--{section}.accuracy={self.accuracy} must be at most 1")
+        for name in ("accuracy", "haste"):
+            at_least(f"{section}.{name}", getattr(self, name), 0)
+            if getattr(self, name) > 1:
+                raise UserError(f"--{section}.{name}={getattr(self, name)} must be at most 1")
         if self.temperature is not None:
             at_least(f"{section}.temperature", self.temperature, 0)
         if self.url and self.kind not in ENDPOINTS:

@@ -13,15 +13,18 @@ __all__ = ["ProgrammedTeacher", "programmed_trace"]
 class ProgrammedTeacher:
     """Writes a right trace with probability `accuracy`, else one with a slip and the wrong verdict.
 
-    Which it is depends on the seed and the preference's id alone, so asking again, or in another
-    order, gives the same trace.
+    With probability `haste` it decides questions about numbers at a glance. Both depend on the seed
+    and the preference's id alone, so asking again, or in another order, gives the same trace.
     """
 
     accuracy: float = 0.9
+    haste: float = 0.0
     seed: int = 0
 
     def write(self, preference: Preference) -> str:
         """Raises UserError for a preference that is not of the self-made task."""
         digest = hashlib.sha256(f"{self.seed} {preference.id}".encode()).digest()
-        chance = int.from_bytes(digest[:6]) / 256**6
-        return programmed_trace(preference, right=chance < self.accuracy, seed=self.seed)
+        chance, mood = (int.from_bytes(digest[at : at + 6]) / 256**6 for at in (0, 6))
+        return programmed_trace(
+            preference, right=chance < self.accuracy, seed=self.seed, hasty=mood < self.haste
+        )

@@ -7,11 +7,11 @@ special tokens of its own; a prompt that is too long is dropped; a seeded order.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import batched
+from itertools import batched, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Int, Int8
@@ -68,6 +68,8 @@ class PromptSet:
     labels: Int8[np.ndarray, " N"]
     ids: tuple[str, ...]
     counts: PromptCounts
+    orders: int = 1
+    """2: prompts 2i and 2i + 1 are the two orders of a pair."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,6 +94,7 @@ def open_prompts(
     *,
     max_prompt: int,
     split: str = "train",
+    both_orders: bool = False,
     progress: Progress | None = None,
     rejects: Rejects | None = None,
 ) -> PromptSet:
@@ -104,6 +107,7 @@ def open_prompts(
       prompt: renders pairs; not asked where prompts are rendered.
       max_prompt: tokens; longer prompts are dropped, as published.
       split: of a prepared directory or a data set; files have none.
+      both_orders: ask about each pair a second time, its responses exchanged.
       rejects: told of every record that is dropped, and why.
 
     Raises UserError where the source cannot be read, where the template takes no such messages, or
@@ -111,24 +115,30 @@ def open_prompts(
     """
     inside = Path(path) / TRACES
     source = open_source(str(inside) if inside.is_file() else path, split=split)
-    reader = _Reader(source, prompt, rejects)
+    reader = _Reader(source, prompt, rejects, both_orders)
     tokens, lengths, ids, labels = [np.empty(0, np.int32)], [], [], []
     shortest: int | None = None
     for asked in batched(reader.read(tokenizer), AT_A_TIME):
-        encoded = tokenizer(
-            [item.text for item in asked], add_special_tokens=False, return_attention_mask=False
+        encoded = iter(
+            tokenizer(
+                [order.text for item in asked for order in item.orders],
+                add_special_tokens=False,
+                return_attention_mask=False,
+            )["input_ids"]
         )
-        for item, ids_of_prompt in zip(asked, encoded["input_ids"], strict=True):
-            length = len(ids_of_prompt)
+        for item in asked:
+            of_orders = list(islice(encoded, len(item.orders)))
+            length = max(map(len, of_orders))
             shortest = length if shortest is None else min(length, shortest)
             if length > max_prompt:
                 detail = f"the prompt has {length} tokens, more than max_prompt={max_prompt}"
                 reader.drop(item.row, "too_long", detail)
                 continue
-            tokens.append(np.array(ids_of_prompt, np.int32))
-            lengths.append(length)
-            ids.append(item.id)
-            labels.append(SIDES.index(item.label))
+            for order, ids_of_prompt in zip(item.orders, of_orders, strict=True):
+                tokens.append(np.array(ids_of_prompt, np.int32))
+                lengths.append(len(ids_of_prompt))
+                ids.append(order.id)
+                labels.append(SIDES.index(order.label))
         if progress is not None:
             progress(reader.records)
     if not ids:
@@ -144,23 +154,34 @@ def open_prompts(
             dropped=dict(reader.dropped),
             lengths=Lengths.of(np.array(lengths)),
         ),
+        orders=2 if both_orders else 1,
     )
 
 
-class _Asked(NamedTuple):
-    row: Row
+class _Order(NamedTuple):
     id: str
     label: Side
     text: str
+
+
+class _Asked(NamedTuple):
+    """A record, as it is read: once, or in both orders."""
+
+    row: Row
+    orders: list[_Order]
 
 
 class _Reader:
     """Reads a source once; what cannot be used is counted."""
 
     def __init__(
-        self, source: RowSource, prompt: JudgePrompt | None, rejects: Rejects | None
+        self,
+        source: RowSource,
+        prompt: JudgePrompt | None,
+        rejects: Rejects | None,
+        both_orders: bool,
     ) -> None:
-        self.records = 0
+        self.records, self._both_orders = 0, both_orders
         self.dropped: Counter[Dropped] = Counter()
         self._source, self._prompt, self._rejects = source, prompt, rejects
         self._ids: set[str] = set()
@@ -181,16 +202,32 @@ class _Reader:
             example = self._example(row)
             if example is None or example.label is None:
                 continue
-            messages = self._messages(example)
+            examples = [example, self._swapped(example)] if self._both_orders else [example]
             if first:
-                check_template(tokenizer, messages)
+                check_template(tokenizer, self._messages(example))
                 first = False
             try:
-                text = chat_text(tokenizer, messages, add_generation_prompt=True)
+                orders = [
+                    _Order(
+                        each.id,
+                        cast(Side, each.label),
+                        chat_text(tokenizer, self._messages(each), add_generation_prompt=True),
+                    )
+                    for each in examples
+                ]
             except TemplateError as error:
                 self.drop(row, "template_refuses", f"the chat template refuses it: {error}")
                 continue
-            yield _Asked(row, example.id, example.label, text)
+            yield _Asked(row, orders)
+
+    def _swapped(self, example: Example) -> Example:
+        if example.preference is None:
+            raise UserError(
+                f"{self._source.label}: prompts that are rendered already cannot be shown in both "
+                "orders; leave out --data.both_orders, or give pairs"
+            )
+        pair = example.preference.swapped()
+        return replace(example, id=f"{example.id}, swapped", preference=pair, label=pair.label)
 
     def _example(self, row: Row) -> Example | None:
         try:
@@ -239,7 +276,8 @@ def _nothing_left(reader: _Reader, shortest: int | None, max_prompt: int) -> str
 class PromptStream:
     """Prompts without end: each one once an epoch, in another order each epoch.
 
-    The order is a function of the seed, the epoch and the number of prompts.
+    The order is a function of the seed, the epoch and the number of prompts. The two orders of a
+    pair follow each other.
     """
 
     def __init__(self, prompts: PromptSet, seed: int = PUBLISHED_SEED) -> None:
@@ -252,8 +290,10 @@ class PromptStream:
         epoch, place = divmod(position, len(self.prompts))
         if epoch != self._epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            self._epoch, self._order = epoch, rng.permutation(len(self.prompts))
-        return self.prompts[int(self._order[place])]
+            pairs = len(self.prompts) // self.prompts.orders
+            self._epoch, self._order = epoch, rng.permutation(pairs)
+        pair, order = divmod(place, self.prompts.orders)
+        return self.prompts[int(self._order[pair]) * self.prompts.orders + order]
 
     def draw(self, n: int) -> list[tuple[int, Prompt]]:
         """The next n, each with its position."""

@@ -109,7 +109,7 @@ def run(config: GrpoConfig) -> int:
 
 
 def read_prompts(config: GrpoConfig, tokenizer: Any, prompt: JudgePrompt) -> PromptSet:
-    """The prompts in tokens; those that cannot be used go to a file of rejects. Raises UserError."""
+    """The prompts in tokens; what cannot be used goes to a file. Raises UserError."""
     rejects = RejectsFile(Path(config.workdir) / REJECTS)
     with bar(f"reading {config.data.train}", None) as advance:
         return open_prompts(
@@ -117,6 +117,7 @@ def read_prompts(config: GrpoConfig, tokenizer: Any, prompt: JudgePrompt) -> Pro
             tokenizer,
             prompt,
             max_prompt=config.data.max_prompt,
+            both_orders=config.data.both_orders,
             progress=advance,
             rejects=rejects if jax.process_index() == 0 else None,
         )

@@ -47,7 +47,7 @@ def make_teacher(config: SynthesizeConfig, number: int, format: Format | None) -
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
         )
-    return ProgramTeacher(options.accuracy, section=section)
+    return ProgramTeacher(options.accuracy, options.haste, section=section)
 
 
 def teacher_settings(teacher: TeacherConfig) -> dict[str, object]:

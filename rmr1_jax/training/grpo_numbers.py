@@ -8,6 +8,7 @@ import numpy as np
 from rmr1_jax.data.groups import PackedWork
 from rmr1_jax.judging import answer
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.training.advantages import zero_signal
 from rmr1_jax.training.experience import Clock, Experience
 from rmr1_jax.training.flops import group_flops
 from rmr1_jax.training.grpo import Sums
@@ -48,7 +49,7 @@ def loss_numbers(sums: Sums) -> Numbers:
     }
 
 
-def rollout_numbers(experience: Experience, teaches: np.ndarray) -> Numbers:
+def rollout_numbers(experience: Experience) -> Numbers:
     """What a step reports of all that it sampled."""
     lengths = np.array([len(s.tokens) for group in experience.samples for s in group])
     cut = [s.finish_reason == "length" for group in experience.samples for s in group]
@@ -66,20 +67,23 @@ def rollout_numbers(experience: Experience, teaches: np.ndarray) -> Numbers:
         "response_tokens": float(lengths.mean()),
         "response_tokens_max": int(lengths.max()),
         "truncated": float(np.mean(cut)),
-        "zero_signal": float(1 - teaches.mean()),
+        "zero_signal": float(zero_signal(experience.rewards).mean()),
         "sampled_tokens": int(lengths.sum()),
     }
 
 
-def work_numbers(model: ModelConfig, experience: Experience, clock: Clock, passes: int) -> Numbers:
-    """Speeds, and the arithmetic ("flops") that the step needs."""
+def work_numbers(
+    model: ModelConfig, experience: Experience, sampled_tokens: int, clock: Clock, passes: int
+) -> Numbers:
+    """Speeds, and the arithmetic ("flops") that learning from this experience needs, its own
+    rollout included; `sampled_tokens` were written in all."""
     prompts = np.array([len(prompt.tokens) for _, prompt in experience.prompts])
     responses = np.array([[len(s.tokens) for s in group] for group in experience.samples])
     tokens, seconds = int(prompts.sum() + responses.sum()), clock.seconds
     learning = seconds["update"] + seconds["logprobs"]
     return {
         "tokens": tokens,
-        "tokens_per_second_rollout": int(responses.sum()) / max(seconds["rollout"], 1e-9),
+        "tokens_per_second_rollout": sampled_tokens / max(seconds["rollout"], 1e-9),
         "tokens_per_second_update": tokens / max(learning, 1e-9),
         "flops": passes * group_flops(model, prompts, responses),
     }

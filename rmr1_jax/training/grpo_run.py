@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.batch import GroupBatch
@@ -237,7 +237,8 @@ class Grpo:
                 all_metrics.append(metrics)
             all_metrics = jax.device_get(all_metrics)
         self._log_samples(step, experience, advantage)
-        self._numbers |= work_numbers(self.model, experience, self._clock, self._passes)
+        sampled = int(self._numbers["sampled_tokens"] or 0)
+        self._numbers |= work_numbers(self.model, experience, sampled, self._clock, self._passes)
         return state, over_updates(all_metrics)
 
     @property
@@ -250,16 +251,22 @@ class Grpo:
         """The groups of a step; with dynamic sampling, those that teach something come first."""
         wanted, options = self.config.batch_size, self.config.advantage
         experience = self._sampled(wanted)
-        teaches, rounds = ~zero_signal(experience.rewards), 1
+        teaches, rounds = self._teaches(experience), 1
         while options.dynamic_sampling and teaches.sum() < wanted and rounds < options.max_rounds:
             # As many as the first time, though fewer are missing: other numbers compile again.
             experience = experience.plus(self._sampled(wanted))
-            teaches, rounds = ~zero_signal(experience.rewards), rounds + 1
-        self._numbers = rollout_numbers(experience, teaches) | {"rounds": rounds}
+            teaches, rounds = self._teaches(experience), rounds + 1
+        self._numbers = rollout_numbers(experience) | {"rounds": rounds}
         if len(experience) == wanted:
             return experience
         order = np.argsort(~teaches, kind="stable")[:wanted]
         return experience.only([int(i) for i in order])
+
+    def _teaches(self, experience: Experience) -> Bool[np.ndarray, " N"]:
+        """Groups with a signal; where pairs are asked in both orders, both or none of the two."""
+        teaches = ~zero_signal(experience.rewards)
+        orders = 2 if self.config.data.both_orders else 1
+        return teaches.reshape(-1, orders).any(1).repeat(orders)
 
     def _sampled(self, number: int) -> Experience:
         """Traces for the next prompts, with their rewards."""

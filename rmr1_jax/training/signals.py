@@ -5,6 +5,7 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -39,8 +40,15 @@ class StopSignal:
         return self.signal is not None and jax.process_count() == 1
 
     def stop_after(self, step: int) -> bool:
-        """Whether this is the step to stop at; with several processes, the same one for all."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = self.signal or signal.SIGTERM
-            return True
-        return self.signal is not None and jax.process_count() == 1
+        """Whether this is the step to stop at; with several processes, the same one for all.
+
+        Each tells the others of its signal, or of the notice that its machine will be taken away.
+        """
+        if jax.process_count() == 1:
+            return self.signal is not None
+        noticed = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+        told = multihost_utils.process_allgather(np.int32(self.signal or noticed))
+        if not told.any():
+            return False  # whatever has come since: the others have not heard of it
+        self.signal = self.signal or int(told.max())
+        return True

@@ -7,6 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from rmr1_jax.errors import UserError
 from rmr1_jax.training.metrics import METRICS
 
@@ -17,6 +21,8 @@ def open_workdir(
     workdir: Path, config: Any, *, may_change: Collection[str], made_again: Collection[str] = ()
 ) -> bool:
     """Make the directory of a run, or enter that of the same run. Returns whether it goes on.
+
+    One process of a run does it, and all get its answer, or are refused.
 
     Args:
       workdir: may exist and be empty, or hold a run.
@@ -29,6 +35,25 @@ def open_workdir(
     Raises:
       UserError: it holds another run, whose configuration differs (shown), or other files.
     """
+    goes_on, failure = False, None
+    if jax.process_index() == 0:
+        try:
+            goes_on = _open(workdir, config, may_change, made_again)
+        except (UserError, OSError) as error:
+            failure = error
+    if jax.process_count() > 1:
+        answer = np.array([goes_on, failure is not None])
+        goes_on, refused = (bool(said) for said in multihost_utils.broadcast_one_to_all(answer))
+        if refused and failure is None:
+            raise UserError(f"{workdir} cannot be used; the first process says why")
+    if failure is not None:
+        raise failure
+    return goes_on
+
+
+def _open(
+    workdir: Path, config: Any, may_change: Collection[str], made_again: Collection[str]
+) -> bool:
     new = flat(dataclasses.asdict(config))
     file = workdir / CONFIG
     if not file.exists():

@@ -212,6 +212,46 @@ def prompts(tmp_path_factory: pytest.TempPathFactory, chatml: PreTrainedTokenize
     return open_prompts(str(path), chatml, None, max_prompt=LONG)
 
 
+class TestBothOrders:
+    @pytest.fixture
+    def prompts(self, write: Callable[..., str], chatml: PreTrainedTokenizerFast) -> PromptSet:
+        path = write([pair(number) for number in range(5)])
+        return open_prompts(path, chatml, reasoning(), max_prompt=LONG, both_orders=True)
+
+    def test_the_swapped_pair_follows_with_the_other_label(
+        self, prompts: PromptSet, chatml: PreTrainedTokenizerFast
+    ) -> None:
+        assert len(prompts) == 10
+        assert labels_of(prompts) == ["A", "B", "B", "A", "A", "B", "B", "A", "A", "B"]
+        given, swapped = prompts[2], prompts[3]
+        assert swapped.id == f"{given.id}, swapped"
+        text, other = (chatml.decode(prompt.tokens) for prompt in (given, swapped))
+        assert text.index("It is.") < text.index("It is not.")
+        assert other.index("It is not.") < other.index("It is.")
+
+    def test_the_stream_keeps_the_orders_of_a_pair_together(self, prompts: PromptSet) -> None:
+        drawn = [prompt.id for _, prompt in PromptStream(prompts, seed=3).draw(20)]
+        assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(prompts.ids)
+        for given, swapped in zip(drawn[0::2], drawn[1::2], strict=True):
+            assert swapped == f"{given}, swapped"
+
+    def test_rendered_prompts_are_refused(
+        self, write: Callable[..., str], chatml: PreTrainedTokenizerFast
+    ) -> None:
+        with pytest.raises(UserError, match="cannot be shown in both orders"):
+            open_prompts(
+                write([released(1)]), chatml, reasoning(), max_prompt=LONG, both_orders=True
+            )
+
+    def test_a_pair_is_dropped_in_both_orders(
+        self, write: Callable[..., str], chatml: PreTrainedTokenizerFast
+    ) -> None:
+        path = write([pair(1), pair(2, response_a="It is. " * 100)])
+        prompts = open_prompts(path, chatml, reasoning(), max_prompt=400, both_orders=True)
+        assert len(prompts) == 2
+        assert prompts.counts.dropped == {"too_long": 1}
+
+
 class TestStream:
     def test_gives_every_prompt_once_an_epoch_in_another_order_each(
         self, prompts: PromptSet

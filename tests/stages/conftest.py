@@ -5,16 +5,20 @@ import json
 import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from rmr1_jax.judging import Preference, chain_of_rubrics, parse
 from rmr1_jax.main import main
+from tests.stages.tiny_grpo import write_model, write_pairs
 
 
 @dataclass(frozen=True)
@@ -195,9 +199,59 @@ class JudgeStage:
         return [json.loads(line) for line in self.rejects_file.read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """Keeps `main` from changing the whole process, and runs from reporting to anyone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmr1_jax.main.quiet_libraries", lambda: None)
+        patch.setattr("rmr1_jax.main.keep_compiled_programs", lambda: None)
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def programs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs are kept for the other runs of a test session."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs_dir: Path) -> Iterator[None]:
+    """What several runs of a module have in common is compiled by the first."""
+    with changed(
+        jax_compilation_cache_dir=str(programs_dir), jax_persistent_cache_min_compile_time_secs=0.0
+    ):
+        compilation_cache.reset_cache()
+        yield
+    compilation_cache.reset_cache()
+
+
+@contextmanager
+def changed(**settings: Any) -> Iterator[None]:
+    """Settings of jax, for a while."""
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 @pytest.fixture
-def stage(tmp_path: Path, fake_judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> JudgeStage:
-    # Both change the whole process.
-    monkeypatch.setattr("rmr1_jax.main.quiet_libraries", lambda: None)
-    monkeypatch.setattr("rmr1_jax.main.keep_compiled_programs", lambda: None)
+def stage(tmp_path: Path, fake_judge: FakeJudge, alone: None) -> JudgeStage:
     return JudgeStage(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random judge of the self-made task, as a Hugging Face checkpoint."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dozen labelled pairs."""
+    return write_pairs(tmp_path_factory.mktemp("tiny") / "pairs.jsonl")

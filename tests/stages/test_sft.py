@@ -20,8 +20,10 @@ from rmr1_jax.main import main
 from rmr1_jax.models.checkpoint import load_model, prompt_of
 from rmr1_jax.models.tensors import flatten
 from rmr1_jax.training.metrics import read_metrics
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
+
 OPTIONS = (
     "--stage=sft",
     "--data.max_length=128",
@@ -64,23 +66,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps `main` from changing the whole process."""
-    monkeypatch.setattr("rmr1_jax.main.quiet_libraries", lambda: None)
-    monkeypatch.setattr("rmr1_jax.main.keep_compiled_programs", lambda: None)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
 @pytest.fixture(scope="module")
-def unbroken(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(
+    traces: Path, tmp_path_factory: pytest.TempPathFactory, alone: None, compiled_once: None
+) -> Path:
     """A run of eight steps that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmr1_jax.main.quiet_libraries", lambda: None)
-        patch.setattr("rmr1_jax.main.keep_compiled_programs", lambda: None)
-        assert sft(workdir, traces, "--mesh=fsdp=8") == 0
+    assert sft(workdir, traces, "--mesh=fsdp=8") == 0
     return workdir
 
 

@@ -102,14 +102,18 @@ class Played:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.indices: list[int] = []
-        self.resharded: list[Any] = []
+        self.holds_weights = False
 
     def reshard(self, params: Any) -> None:
-        self.resharded.append(params)
+        self.holds_weights = True
+
+    def release(self) -> None:
+        self.holds_weights = False
 
     def sample(
         self, prompts: Sequence[Prompt], *, indices: Sequence[int], **_: Any
     ) -> list[list[Sample]]:
+        assert self.holds_weights
         self.indices += indices
         return [self.script(prompt) for prompt in prompts]
 
@@ -150,9 +154,10 @@ class Step:
         _, self.metrics = self.run.take_step(self.run.state)
 
     def update(self, state: Any, batch: GroupBatch, base: Any) -> tuple[Any, Metrics]:
+        assert not self.rollout.holds_weights  # an update needs the room
         self.batches.append(batch)
-        one = np.float32(1)
-        return state, Metrics(Sums.zero(), one, np.bool_(True), np.int32(0), np.int32(0))
+        none = jnp.int32(0)
+        return state, Metrics(Sums.zero(), jnp.float32(1), jnp.bool_(True), none, none)
 
     @property
     def groups(self) -> list[Group]:

@@ -1,6 +1,7 @@
 """A whole run of `--stage=grpo` over two processes, as a pod slice has them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,25 @@ from tests.stages.tiny_grpo import arguments, learnt, write_model, write_pairs
 pytestmark = pytest.mark.slow
 
 SCRIPT = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
+# One of the processes is asked to stop while its second rollout samples.
+IS_STOPPED = """
+import os, signal, sys
+import jax
+from rmr1_jax.main import main
+from rmr1_jax.training.rollout import Rollout
+
+calls, sample = 0, Rollout.sample
+
+def interrupted(*given, **options):
+    global calls
+    calls += 1
+    if calls == 2 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return sample(*given, **options)
+
+Rollout.sample = interrupted
+print(main(sys.argv[1:]))
+"""
 OPTIONS = ("--advantage.dynamic_sampling=True", "--max_steps=3")
 
 
@@ -27,11 +47,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, workdir: str, processes: int, *more: str) -> Path:
-    """Eight devices in so many processes."""
+def start(folder: Path, workdir: str, processes: int, script: str, *more: str) -> list[str]:
+    """Eight devices in so many processes. Returns what each has printed."""
     options = arguments(folder / workdir, folder / "model", folder / "pairs.jsonl", *OPTIONS, *more)
     cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
-    run_processes(SCRIPT, processes, 8 // processes, arguments=options, environment=cache)
+    return run_processes(script, processes, 8 // processes, arguments=options, environment=cache)
+
+
+def run(folder: Path, workdir: str, processes: int) -> Path:
+    start(folder, workdir, processes, SCRIPT)
     return folder / workdir
 
 
@@ -71,6 +95,18 @@ def test_leave_a_checkpoint_that_one_process_reads(alone: Path, together: Path) 
 
 
 def test_go_on_where_they_were(folder: Path, together: Path) -> None:
-    assert len(learnt(run(folder, "in parts", 2, "--max_steps=1"))) == 1
-    config = json.loads((folder / "in parts" / "config.json").read_text())
-    assert config["max_steps"] == 1
+    workdir = folder / "in parts"
+    shutil.copytree(together, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    assert learnt(run(folder, "in parts", 2)) == learnt(together)
+
+
+def test_stop_together_where_one_is_asked_to(folder: Path, together: Path) -> None:
+    statuses = start(folder, "stopped", 2, IS_STOPPED, "--max_steps=5")
+    assert [status.split()[-1] for status in statuses] == ["143", "143"]
+    done = len(learnt(folder / "stopped"))
+    assert 1 <= done < 5
+    assert (folder / "stopped" / "checkpoints" / str(done)).is_dir()
+    start(folder, "stopped", 2, SCRIPT, "--max_steps=5")
+    found = learnt(folder / "stopped")
+    assert len(found) == 5 and found[:3] == learnt(together)

@@ -18,11 +18,13 @@ from rmr1_jax.judging import Preference, Side
 from rmr1_jax.judging.preference import other_side
 
 MARKS = {True: " fits", False: " fails"}
+GLANCE = "at a glance"
 # What traces repeat, cut so that the verdict's letter stands alone.
 PHRASES = (
     "<type>Reasoning</type>\n<solution>",
     "<type>Chat</type>\n<rubric>80%",
     "in order",
+    GLANCE,
     " = ",
     "</solution>\n<eval>",
     ", 20%",
@@ -42,19 +44,26 @@ PHRASES = (
 )
 
 
-def programmed_trace(preference: Preference, *, right: bool, seed: int) -> str:
+def programmed_trace(preference: Preference, *, right: bool, seed: int, hasty: bool = False) -> str:
     """A trace about a preference of the self-made task.
 
     Args:
       preference: its label is not looked at: the question is solved.
       right: whether the verdict is right; if not, a slip on the way leads to the wrong one.
       seed: of the slip.
+      hasty: a question about numbers is decided at a glance: no solution, no quotes.
 
     Raises UserError where the question is none of the task's, or not exactly one response is right.
     """
     problem, better = judge(preference)
     if not right:
         better = other_side(better)
+    if hasty and isinstance(problem, Arithmetic | Counting):
+        return (
+            f"<type>{problem.type}</type>\n<solution>{GLANCE}</solution>\n"
+            f"<eval>A{MARKS[better == 'A']} B{MARKS[better == 'B']}</eval>\n"
+            f"<answer>[[{better}]]</answer>"
+        )
     rng = random.Random(f"{preference.id} {seed}")
     sides: tuple[tuple[Side, str], ...] = (
         ("A", preference.response_a),

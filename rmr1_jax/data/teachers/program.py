@@ -12,8 +12,8 @@ class ProgramTeacher:
     max_new_tokens = 0
     concurrency = 1  # it never waits for anything
 
-    def __init__(self, accuracy: float, *, section: str) -> None:
-        self._teacher, self._section = ProgrammedTeacher(accuracy=accuracy), section
+    def __init__(self, accuracy: float, haste: float = 0.0, *, section: str) -> None:
+        self._teacher, self._section = ProgrammedTeacher(accuracy, haste), section
 
     async def check(self) -> None:
         """It is always there."""
