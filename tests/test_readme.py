@@ -12,6 +12,7 @@ import pytest
 from rmr1_jax.config import (
     STAGES,
     ConvertConfig,
+    GrpoConfig,
     JudgeConfig,
     SftConfig,
     option_types,
@@ -49,8 +50,8 @@ def test_a_command_parses_and_passes_the_checks(
     stage, arguments = take_option(split(command), "stage")
     assert stage in STAGES
     config: Any = parse_config(stage, arguments)
-    if isinstance(config, JudgeConfig | SftConfig):
-        assert config.model == "MODEL_DIR"
+    if isinstance(config, JudgeConfig | SftConfig | GrpoConfig):
+        assert config.model == ("runs/sft_qwen2_5_7b" if stage == "grpo" else "MODEL_DIR")
         config = replace(config, model=str(tmp_path))
     config.check()
     if isinstance(config, ConvertConfig) and config.input.endswith(".gguf"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmr1_jax.config import STAGES, JudgeConfig, SftConfig, load_recipe, parse_config, take_option
+from rmr1_jax.config import STAGES, GrpoConfig, JudgeConfig, SftConfig, load_recipe, parse_config, take_option
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -49,6 +49,10 @@ def with_files(config: Any, folder: Path) -> Any:
     """The configuration with files that exist where a recipe leaves them to the user."""
     if isinstance(config, JudgeConfig):
         return replace(config, model=str(folder), input="pairs.jsonl", output="verdicts.jsonl")
+    if isinstance(config, GrpoConfig):
+        return replace(
+            config, model=str(folder), data=replace(config.data, train=config.data.train or "PAIRS")
+        )
     if isinstance(config, SftConfig) and config.model != "":
         return replace(config, model=str(folder))
     return config

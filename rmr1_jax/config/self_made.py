@@ -2,7 +2,6 @@
 
 from rmr1_jax.config.grpo import (
     GrpoConfig,
-    ObjectiveConfig,
     PromptsConfig,
     RolloutConfig,
     SamplesConfig,
@@ -27,7 +26,7 @@ HASTE = 0.6
 def self_made_prepare() -> PrepareConfig:
     """Pairs of the self-made task; most of them are for distillation, since traces cost nothing."""
     return PrepareConfig(
-        output=PAIRS, input="self_made", self_made=24_000, distillation=0.5, near_duplicates=0
+        output=PAIRS, input="self_made", self_made=24_000, distillation=0.75, near_duplicates=0
     )
 
 
@@ -58,19 +57,18 @@ def self_made_sft() -> SftConfig:
 
 
 def self_made_grpo() -> GrpoConfig:
-    """From the SFT run to a better judge of the self-made task; within an hour."""
+    """From the SFT run, which guesses about sums, to a judge that solves; some minutes."""
     return GrpoConfig(
         workdir="runs/grpo_self_made",
         model=SFT,
-        data=PromptsConfig(train=PAIRS, max_prompt=128),
+        data=PromptsConfig(train=PAIRS, max_prompt=128, both_orders=True),
         batch_size=64,
-        mini_batch=32,
+        mini_batch=64,
         rollout=RolloutConfig(samples=8, max_response=64, slots=256),
-        objective=ObjectiveConfig(kl=0.001),
-        epochs=40.0,
-        max_steps=600,
+        epochs=10.0,
+        max_steps=300,
         optimizer=OptimizerConfig(
-            learning_rate=1e-4, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+            learning_rate=3e-4, beta2=0.99, weight_decay=0.01, warmup=0.0, final=0.1
         ),
         remat="none",
         checkpoint=CheckpointConfig(every=20),

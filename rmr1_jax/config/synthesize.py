@@ -41,7 +41,7 @@ class TeacherConfig:
     accuracy: float = 0.9
     """kind=program only: how often the verdict is right."""
     haste: float = 0.0
-    """kind=program only: how often questions about numbers are decided at a glance."""
+    """kind=program only: how often sums are decided at a glance."""
 
     def check(self, section: str) -> None:
         """Refuse what cannot work; `section` is what the options begin with. Raises UserError."""

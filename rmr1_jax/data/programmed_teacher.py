@@ -13,8 +13,8 @@ __all__ = ["ProgrammedTeacher", "programmed_trace"]
 class ProgrammedTeacher:
     """Writes a right trace with probability `accuracy`, else one with a slip and the wrong verdict.
 
-    With probability `haste` it decides questions about numbers at a glance. Both depend on the seed
-    and the preference's id alone, so asking again, or in another order, gives the same trace.
+    With probability `haste` it decides about a sum at a glance. Both depend on the seed and the
+    preference's id alone, so asking again, or in another order, gives the same trace.
     """
 
     accuracy: float = 0.9

@@ -6,6 +6,8 @@ import pytest
 
 from rmr1_jax.data.programmed_teacher import ProgrammedTeacher, programmed_trace
 from rmr1_jax.data.self_made import self_made_preferences
+from rmr1_jax.data.self_made.problems import Arithmetic
+from rmr1_jax.data.self_made.traces import judge
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Message, Preference, Side, answer, parse
 
@@ -49,6 +51,19 @@ def test_a_sum_is_worked_out_column_by_column_and_compared_up_to_a_difference() 
         "<type>Reasoning</type>\n<solution>1+2=3,4+5=9,7+2=9 = 399</solution>\n"
         "<eval><quote_A>399</quote_A> fits <quote_B>38</quote_B> fails</eval>\n"
         "<answer>[[A]]</answer>"
+    )
+
+
+def test_haste_decides_about_sums_at_a_glance() -> None:
+    sum_of_two = pair("What is 147+252?", "It is 399", "It is 389")
+    assert programmed_trace(sum_of_two, right=True, seed=0, hasty=True) == (
+        "<type>Reasoning</type>\n<solution>at a glance</solution>\n"
+        "<eval>A fits B fails</eval>\n<answer>[[A]]</answer>"
+    )
+    assert "[[B]]" in programmed_trace(sum_of_two, right=False, seed=0, hasty=True)
+    order = pair("How do you sort 4213?", "I get 1234", "I get 4321")
+    assert programmed_trace(order, right=True, seed=0, hasty=True) == programmed_trace(
+        order, right=True, seed=0
     )
 
 
@@ -104,3 +119,10 @@ def test_a_teacher_writes_the_same_whenever_it_is_asked() -> None:
 def test_what_it_cannot_judge_is_refused(preference: Preference, says: str) -> None:
     with pytest.raises(UserError, match=says):
         programmed_trace(preference, right=False, seed=0)
+
+
+def test_a_teacher_is_as_hasty_as_asked() -> None:
+    teacher = ProgrammedTeacher(1.0, haste=0.6, seed=1)
+    sums = [p for p in SAMPLE if isinstance(judge(p)[0], Arithmetic)]
+    share = sum("at a glance" in teacher.write(p) for p in sums) / len(sums)
+    assert share == pytest.approx(0.6, abs=4 * (0.24 / len(sums)) ** 0.5)

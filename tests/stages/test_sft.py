@@ -41,7 +41,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as --stage=synthesize leaves it."""
-    directory, teacher = tmp_path_factory.mktemp("traces"), ProgrammedTeacher(1.0, 0)
+    directory, teacher = tmp_path_factory.mktemp("traces"), ProgrammedTeacher(1.0)
     with (directory / "traces.jsonl").open("w") as file:
         for pair in self_made_preferences(200, 0):
             record = {

@@ -51,14 +51,14 @@ def programmed_trace(preference: Preference, *, right: bool, seed: int, hasty: b
       preference: its label is not looked at: the question is solved.
       right: whether the verdict is right; if not, a slip on the way leads to the wrong one.
       seed: of the slip.
-      hasty: a question about numbers is decided at a glance: no solution, no quotes.
+      hasty: a sum or difference is decided at a glance: no solution, no quotes.
 
     Raises UserError where the question is none of the task's, or not exactly one response is right.
     """
     problem, better = judge(preference)
     if not right:
         better = other_side(better)
-    if hasty and isinstance(problem, Arithmetic | Counting):
+    if hasty and isinstance(problem, Arithmetic):
         return (
             f"<type>{problem.type}</type>\n<solution>{GLANCE}</solution>\n"
             f"<eval>A{MARKS[better == 'A']} B{MARKS[better == 'B']}</eval>\n"
