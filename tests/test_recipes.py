@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from rmr1_jax.config import STAGES, GrpoConfig, JudgeConfig, SftConfig, load_recipe, parse_config, take_option
+from rmr1_jax.config import (
+    STAGES,
+    GrpoConfig,
+    JudgeConfig,
+    SftConfig,
+    load_recipe,
+    parse_config,
+    take_option,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))

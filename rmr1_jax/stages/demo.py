@@ -32,7 +32,7 @@ from rmr1_jax.training.curves import draw_stages
 from rmr1_jax.training.metrics import read_metrics
 
 STAGES = "stages.png"
-GRPO_STEPS = 100  # of the hundreds that the recipe takes: the demo should end in minutes
+GRPO_STEPS = 60  # of the hundreds that the recipe takes: the demo should end in minutes
 JUDGED = 100  # pairs
 SHOWN = 4  # judgements shown in full: one of each kind of question
 
