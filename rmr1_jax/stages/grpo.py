@@ -72,8 +72,7 @@ def run(config: GrpoConfig) -> int:
     steps = steps_of(config, len(prompts))
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)
-    if not (workdir / COMPANIONS / "config.json").is_file():
-        write_model_companions(config, model, prompt, lora)
+    write_model_companions(config, model, prompt, lora)
     dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     verdicts = None
     if pairs := validation_pairs(config):

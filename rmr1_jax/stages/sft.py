@@ -59,8 +59,7 @@ def run(config: SftConfig) -> int:
     prompt = prompt_of_traces(traces, config.data.prompt)
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)
-    if not (workdir / COMPANIONS / "config.json").is_file():
-        write_model_companions(config, model, prompt, lora)
+    write_model_companions(config, model, prompt, lora)
     tokenizer, stop_ids = load_tokenizer(workdir / COMPANIONS)
     cache = tokenise(config, traces, tokenizer, prompt, "traces")
     other = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -116,8 +117,22 @@ def starting_point(
 def write_model_companions(
     config: TrainingConfig, model: ModelConfig, prompt: JudgePrompt, lora: Lora | None
 ) -> None:
-    """What makes every checkpoint of the run one that can be judged with and exported."""
+    """What makes every checkpoint of the run one that can be judged with and exported, if it is not
+    there yet. One process of the run writes it, and the others wait."""
     directory = Path(config.workdir) / COMPANIONS
+    if jax.process_index() == 0 and not (directory / "config.json").is_file():
+        _write_companions(config, directory, model, prompt, lora)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("companions of the model")
+
+
+def _write_companions(
+    config: TrainingConfig,
+    directory: Path,
+    model: ModelConfig,
+    prompt: JudgePrompt,
+    lora: Lora | None,
+) -> None:
     directory.mkdir(exist_ok=True)
     if lora:
         write_lora(directory, lora, config.model)

@@ -23,6 +23,7 @@ from rmr1_jax.models.transformer import (
     random_params,
 )
 from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.parallel.processes import to_devices
 from rmr1_jax.parallel.rules import (
     TRAINING_RULES,
     Rules,
@@ -75,11 +76,7 @@ class Placement:
 
     def put_whole(self, batch: Any) -> Any:
         """The same for a batch [S, R, ...] that every process has whole."""
-
-        def put(leaf: np.ndarray) -> Array:
-            return jax.make_array_from_callback(leaf.shape, self.batch, lambda at: leaf[at])
-
-        return jax.tree.map(put, batch)
+        return to_devices(batch, self.batch)
 
 
 def make_placement(config: ModelConfig, mesh: str, *, split_sequence: bool) -> Placement:

@@ -97,7 +97,7 @@ class VerdictCheck:
             for pair, judgement in zip(both, judged, strict=True)
             if judgement is not None
         ]
-        if self.samples_dir is not None:
+        if self.samples_dir is not None and jax.process_index() == 0:
             write_records(self.samples_dir / f"step_{step:06d}.jsonl", records)
         return verdict_numbers(records)
 
