@@ -1,6 +1,7 @@
 """What the stages do when nothing is asked for: the self-made task, sized for two CPU cores."""
 
 from rmr1_jax.config.grpo import (
+    AdvantageConfig,
     GrpoConfig,
     PromptsConfig,
     RolloutConfig,
@@ -52,7 +53,7 @@ def self_made_sft() -> SftConfig:
         optimizer=OptimizerConfig(learning_rate=3e-3, beta2=0.98, warmup=0.05),
         remat="none",
         checkpoint=CheckpointConfig(every=200),
-        validation=ValidationConfig(every=200, judge=PAIRS, pairs=100, max_new_tokens=64),
+        validation=ValidationConfig(every=200, judge=PAIRS, pairs=200, max_new_tokens=64),
     )
 
 
@@ -65,8 +66,10 @@ def self_made_grpo() -> GrpoConfig:
         batch_size=64,
         mini_batch=64,
         rollout=RolloutConfig(samples=8, max_response=64, slots=256),
+        # Nine groups of ten are soon judged right eight times of eight.
+        advantage=AdvantageConfig(dynamic_sampling=True),
         epochs=10.0,
-        max_steps=300,
+        max_steps=150,
         optimizer=OptimizerConfig(
             learning_rate=3e-4, beta2=0.99, weight_decay=0.01, warmup=0.0, final=0.1
         ),
