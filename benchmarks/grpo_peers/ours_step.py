@@ -103,6 +103,9 @@ def make_run(job: Job) -> Grpo:
 class Prompts:
     """The job's, as a set of labelled prompts. Each step takes all of them."""
 
+    orders = 1
+    fingerprint = ""
+
     def __init__(self, job: Job) -> None:
         self._prompts = job.prompts
 

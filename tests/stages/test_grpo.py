@@ -221,8 +221,11 @@ class TestOptions:
         assert record["kl"] > 1e-6  # the model that training starts from is another
 
     def test_dynamic_sampling_replaces_groups_that_teach_nothing(self, metrics: Any) -> None:
-        record = metrics("--advantage.dynamic_sampling=True", "--max_steps=1")
-        assert record["rounds"] == 2 and record["zero_signal"] > 0
+        record = metrics(
+            "--advantage.dynamic_sampling=True",
+            "--reward.function=tests.stages.tiny_grpo:even_text_for_some",
+        )
+        assert record["rounds"] >= 2 and record["zero_signal"] > 0
         assert record["sampled_tokens"] > BATCH * SAMPLES * 10
 
     def test_validation_ranks_the_checkpoints(

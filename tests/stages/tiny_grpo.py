@@ -49,6 +49,11 @@ def even_text(sampled: Sampled) -> float:
     return -1.0 if len(sampled.response) % 2 else 1.0
 
 
+def even_text_for_some(sampled: Sampled) -> float:
+    """The same, and nothing to learn from every other prompt."""
+    return 1.0 if sum(map(ord, sampled.id)) % 2 else even_text(sampled)
+
+
 def nothing(sampled: Sampled) -> float:
     """A reward that leaves all to the shaping by length."""
     return 0.0

@@ -72,7 +72,7 @@ def together(folder: Path) -> Path:
 def test_learn_what_one_process_learns_on_the_same_mesh(alone: Path, together: Path) -> None:
     expected, found = learnt(alone), learnt(together)
     assert len(found) == 3
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     for name in ("reward", "response_tokens", "rounds", "sampled_tokens", "zero_signal"):
         one, two = ([record[name] for record in read_metrics(path)] for path in (alone, together))
         assert one == two, name
