@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
+from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.grpo_peers.conversation import Benchmark, Job, Measured, reward
 

@@ -18,22 +18,22 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import AutoTokenizer
-from tunix.generate import sampler  # type: ignore[import-not-found]
-from tunix.models.llama3 import model as llama  # type: ignore[import-not-found]
-from tunix.models.llama3.params import (  # type: ignore[import-not-found]
+from tunix.generate import sampler
+from tunix.models.llama3 import model as llama
+from tunix.models.llama3.params import (
     create_model_from_safe_tensors,
 )
-from tunix.rl.grpo.grpo_learner import (  # type: ignore[import-not-found]
+from tunix.rl.grpo.grpo_learner import (
     GRPOConfig,
     GRPOLearner,
 )
-from tunix.rl.rl_cluster import (  # type: ignore[import-not-found]
+from tunix.rl.rl_cluster import (
     ClusterConfig,
     RLCluster,
     RLTrainingConfig,
     Role,
 )
-from tunix.rl.rollout.base_rollout import RolloutConfig  # type: ignore[import-not-found]
+from tunix.rl.rollout.base_rollout import RolloutConfig
 
 from benchmarks.grpo_peers.conversation import Benchmark, Job, Measured, reward
 

@@ -227,19 +227,10 @@ class GrpoConfig:
         one_of("remat", self.remat, REMAT)
         one_of("dtype", self.dtype, ("", *DTYPES))
         one_of("reference.dtype", self.reference.dtype, ("", *DTYPES))
-        one_of("optimizer.param_dtype", self.optimizer.param_dtype, DTYPES)
-        for name in ("weight_decay", "warmup", "final"):
-            at_least(f"optimizer.{name}", getattr(self.optimizer, name), 0)
-        if not self.optimizer.learning_rate > 0:
-            raise UserError(
-                f"--optimizer.learning_rate={self.optimizer.learning_rate} must be above 0"
-            )
         at_least("lora.rank", self.lora.rank, 0)
-        at_least("checkpoint.every", self.checkpoint.every, 1)
-        at_least("checkpoint.keep", self.checkpoint.keep, 1)
-        at_least("validation.every", self.validation.every, 0)
-        at_least("validation.pairs", self.validation.pairs, 0)
-        at_least("validation.max_new_tokens", self.validation.max_new_tokens, 1)
+        self.optimizer.check()
+        self.checkpoint.check()
+        self.validation.check()
         at_least("samples.every", self.samples.every, 0)
         at_least("samples.groups", self.samples.groups, 1)
 

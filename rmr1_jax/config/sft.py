@@ -54,6 +54,14 @@ class OptimizerConfig:
     param_dtype: str = "float32"
     """Parameters are kept in: float32 (master weights) or bfloat16. Moments are float32."""
 
+    def check(self) -> None:
+        """Raises UserError."""
+        one_of("optimizer.param_dtype", self.param_dtype, DTYPES)
+        for name in ("weight_decay", "warmup", "final"):
+            at_least(f"optimizer.{name}", getattr(self, name), 0)
+        if not self.learning_rate > 0:
+            raise UserError(f"--optimizer.learning_rate={self.learning_rate} must be above 0")
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -74,7 +82,12 @@ class CheckpointConfig:
     every: int = 20
     """Save after so many steps; the last step is always saved."""
     keep: int = 2
-    """Keep so many of the latest, and the best by validation loss."""
+    """Keep so many of the latest, and the best by validation."""
+
+    def check(self) -> None:
+        """Raises UserError."""
+        at_least("checkpoint.every", self.every, 1)
+        at_least("checkpoint.keep", self.keep, 1)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,12 @@ class ValidationConfig:
     """How many of them, each in both orders."""
     max_new_tokens: int = 2048
     """The longest trace in that, in tokens."""
+
+    def check(self) -> None:
+        """Raises UserError."""
+        at_least("validation.every", self.every, 0)
+        at_least("validation.pairs", self.pairs, 0)
+        at_least("validation.max_new_tokens", self.max_new_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,6 @@ class SftConfig:
         one_of("remat", self.remat, REMAT)
         one_of("data.overlong", self.data.overlong, OVERLONG)
         one_of("dtype", self.dtype, ("", *DTYPES))
-        one_of("optimizer.param_dtype", self.optimizer.param_dtype, DTYPES)
         for name in ("batch_size", "micro_rows", "max_bad_steps", "log_every"):
             at_least(name, getattr(self, name), 1)
         if self.max_steps is not None:
@@ -159,17 +177,9 @@ class SftConfig:
         at_least("data.held_out", self.data.held_out, 0)
         if self.data.row_length is not None:
             at_least("data.row_length", self.data.row_length, 8)
-        for name in ("weight_decay", "warmup", "final"):
-            at_least(f"optimizer.{name}", getattr(self.optimizer, name), 0)
-        if not self.optimizer.learning_rate > 0:
-            raise UserError(
-                f"--optimizer.learning_rate={self.optimizer.learning_rate} must be above 0"
-            )
         at_least("lora.rank", self.lora.rank, 0)
         if self.lora.rank and not self.model:
             raise UserError("--lora.rank needs --model: adapters adapt a trained model")
-        at_least("checkpoint.every", self.checkpoint.every, 1)
-        at_least("checkpoint.keep", self.checkpoint.keep, 1)
-        at_least("validation.every", self.validation.every, 0)
-        at_least("validation.pairs", self.validation.pairs, 0)
-        at_least("validation.max_new_tokens", self.validation.max_new_tokens, 1)
+        self.optimizer.check()
+        self.checkpoint.check()
+        self.validation.check()

@@ -23,19 +23,19 @@ from rmr1_jax.sampling.judge import choose_prompt
 from rmr1_jax.stages.self_made import grpo_defaults, make_pairs, make_sft
 from rmr1_jax.stages.training_run import (
     bar,
+    dtype_of,
     lora_of,
     reading,
     say,
     starting_point,
     train,
-    validation_pairs,
+    verdict_check,
     write_model_companions,
 )
 from rmr1_jax.training.curves import draw_grpo_curves
 from rmr1_jax.training.grpo_run import MAY_CHANGE, Grpo, steps_of
 from rmr1_jax.training.placement import Placement, first_params, make_placement
 from rmr1_jax.training.rewards import load_reward
-from rmr1_jax.training.validation import VerdictCheck
 from rmr1_jax.training.workdir import open_workdir
 
 REJECTS = "prompts.rejects.jsonl"
@@ -73,20 +73,8 @@ def run(config: GrpoConfig) -> int:
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)
     write_model_companions(config, model, prompt, lora)
-    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    verdicts = None
-    if pairs := validation_pairs(config):
-        verdicts = VerdictCheck(
-            model,
-            tokenizer,
-            prompt,
-            stop_ids,
-            pairs,
-            placement,
-            dtype,
-            config.validation.max_new_tokens,
-            workdir / "validation",
-        )
+    dtype = dtype_of(config)
+    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, placement, "validation")
     describe(config, model, prompts, steps, prompt, why, dtype)
     params, rest = starting_point(config, model, placement, lora, dtype)
     grpo = Grpo(

@@ -5,36 +5,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import jax
-
 from rmr1_jax.config import SftConfig
 from rmr1_jax.data.token_cache import TokenCache, token_cache
 from rmr1_jax.data.tokenize import Overlong, TokenizeOptions
 from rmr1_jax.data.traces import Traces, open_traces, prompt_of_traces
 from rmr1_jax.judging import JudgePrompt
-from rmr1_jax.models.checkpoint import (
-    COMPANIONS,
-    load_config,
-    load_tokenizer,
-)
+from rmr1_jax.models.checkpoint import COMPANIONS, load_config, load_tokenizer
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.tensors import count_parameters
 from rmr1_jax.stages.self_made import make_pairs, make_traces, self_made_model, sft_defaults
 from rmr1_jax.stages.training_run import (
     bar,
+    dtype_of,
     lora_of,
     say,
     starting_point,
     train,
-    validation_pairs,
+    verdict_check,
     write_model_companions,
 )
 from rmr1_jax.training.curves import draw_curves
-from rmr1_jax.training.placement import (
-    make_placement,
-)
+from rmr1_jax.training.placement import make_placement
 from rmr1_jax.training.sft import MAY_CHANGE, ROWS, Material, Sft, make_material
-from rmr1_jax.training.validation import VerdictCheck
 from rmr1_jax.training.workdir import open_workdir
 
 # What a run makes from its options before the first step.
@@ -67,20 +59,8 @@ def run(config: SftConfig) -> int:
         held_out = open_traces(config.data.validation, workdir / "validation_traces")
         other = tokenise(config, held_out, tokenizer, prompt, "validation traces")
     material = make_material(config, cache, other, placement)
-    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    verdicts = None
-    if pairs := validation_pairs(config):
-        verdicts = VerdictCheck(
-            model,
-            tokenizer,
-            prompt,
-            stop_ids,
-            pairs,
-            placement,
-            dtype,
-            config.validation.max_new_tokens,
-            workdir / "samples",
-        )
+    dtype = dtype_of(config)
+    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, placement, "samples")
     describe(config, model, material, traces, prompt, dtype)
     params, rest = starting_point(config, model, placement, lora, dtype)
     sft = Sft(

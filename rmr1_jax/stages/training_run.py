@@ -3,10 +3,10 @@ checkpoints, and how it goes from the latest of them to its end."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -30,12 +30,13 @@ from rmr1_jax.training.loop import Outcome
 from rmr1_jax.training.metrics import MetricsLog
 from rmr1_jax.training.placement import Placement, first_params, with_adapters
 from rmr1_jax.training.progress import TrainingProgress
+from rmr1_jax.training.validation import VerdictCheck
 
 TrainingConfig = SftConfig | GrpoConfig
 
 
 class Run(Protocol):
-    """A run of a training stage (`training.sft.Sft`, `training.rl.Grpo`)."""
+    """A run of a training stage (`training.sft.Sft`, `training.grpo_run.Grpo`)."""
 
     steps: int
 
@@ -111,6 +112,40 @@ def starting_point(
         lora,
         dtype=config.optimizer.param_dtype,
         seed=config.seed,
+    )
+
+
+def dtype_of(config: TrainingConfig) -> str:
+    """What is computed in: as asked for, else as the machine likes it."""
+    return config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def verdict_check(
+    config: TrainingConfig,
+    model: ModelConfig,
+    tokenizer: Any,
+    prompt: JudgePrompt,
+    stop_ids: Sequence[int],
+    placement: Placement,
+    traces: str,
+) -> VerdictCheck | None:
+    """What judges the validation pairs, if there are any; its traces go to that folder of the run.
+
+    Raises UserError.
+    """
+    pairs = validation_pairs(config)
+    if not pairs:
+        return None
+    return VerdictCheck(
+        model,
+        tokenizer,
+        prompt,
+        stop_ids,
+        pairs,
+        placement,
+        dtype_of(config),
+        config.validation.max_new_tokens,
+        Path(config.workdir) / traces,
     )
 
 

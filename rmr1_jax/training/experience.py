@@ -1,15 +1,19 @@
 """What a step of reinforcement learning has sampled, and what that cost."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from rmr1_jax.config import GrpoConfig
+from rmr1_jax.data.groups import Group
 from rmr1_jax.data.prompt_set import Prompt
 from rmr1_jax.sampling.driver import Sample
+from rmr1_jax.training.advantages import Reduction, token_weights
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,11 @@ class Experience:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def only(self, chosen: Sequence[int]) -> "Experience":
+    def only(self, chosen: Int[np.ndarray, " M"]) -> "Experience":
         pick = lambda values: [values[i] for i in chosen]  # noqa: E731
-        rewards = self.rewards[np.asarray(chosen, np.int64)]
-        return Experience(pick(self.prompts), pick(self.samples), pick(self.texts), rewards)
+        return Experience(
+            pick(self.prompts), pick(self.samples), pick(self.texts), self.rewards[chosen]
+        )
 
     def plus(self, other: "Experience") -> "Experience":
         return Experience(
@@ -38,6 +43,32 @@ class Experience:
             self.texts + other.texts,
             np.concatenate([self.rewards, other.rewards]),
         )
+
+
+def groups_of(
+    experience: Experience, advantage: Float[np.ndarray, "N G"], config: GrpoConfig
+) -> list[Group]:
+    """The groups of a mini-batch; what their tokens weigh depends on all of them."""
+    flat = [sample for group in experience.samples for sample in group]
+    masked = config.reward.truncated == "mask"
+    weights = token_weights(
+        np.array([len(sample.tokens) for sample in flat]),
+        cast(Reduction, config.objective.reduction),
+        config.objective.pool,
+        np.array([not masked or sample.finish_reason == "stop" for sample in flat]),
+    ).reshape(len(experience), -1)
+    return [
+        Group(
+            prompt=prompt.tokens,
+            responses=tuple(sample.tokens for sample in group),
+            sampler_logprobs=tuple(sample.sampled_logprobs for sample in group),
+            advantages=worth.astype(np.float32),
+            weights=weight.astype(np.float32),
+        )
+        for (_, prompt), group, worth, weight in zip(
+            experience.prompts, experience.samples, advantage, weights, strict=True
+        )
+    ]
 
 
 @dataclass

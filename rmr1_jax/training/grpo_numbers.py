@@ -12,9 +12,9 @@ from rmr1_jax.training.advantages import zero_signal
 from rmr1_jax.training.experience import Clock, Experience
 from rmr1_jax.training.flops import group_flops
 from rmr1_jax.training.grpo import Sums
+from rmr1_jax.training.loop import Numbers
 from rmr1_jax.training.step import Metrics
 
-Numbers = dict[str, float | int | None]
 # Of the sums of an update, those that are means over its mini-batch.
 MEANS = ("loss", "policy_loss", "kl", "entropy")
 

@@ -11,16 +11,16 @@ from jaxtyping import Bool, Float
 
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.batch import GroupBatch
-from rmr1_jax.data.groups import LEAST_ROW, Group, pack_groups, packed_work, row_length_for
+from rmr1_jax.data.groups import LEAST_ROW, pack_groups, packed_work, row_length_for
 from rmr1_jax.data.prompt_set import Prompt, PromptSet, PromptStream
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import combine
 from rmr1_jax.models.transformer import Params, Remat
 from rmr1_jax.sampling.driver import Sample
-from rmr1_jax.training.advantages import Reduction, advantages, token_weights, zero_signal
+from rmr1_jax.training.advantages import advantages, zero_signal
 from rmr1_jax.training.checkpoint import RunCheckpoints
-from rmr1_jax.training.experience import Clock, Experience
+from rmr1_jax.training.experience import Clock, Experience, groups_of
 from rmr1_jax.training.flops import peak_flops
 from rmr1_jax.training.grpo import Settings, grpo, token_logprobs
 from rmr1_jax.training.grpo_numbers import (
@@ -30,21 +30,16 @@ from rmr1_jax.training.grpo_numbers import (
     rollout_numbers,
     work_numbers,
 )
-from rmr1_jax.training.loop import Abandoned, Job, Numbers, Outcome, train
+from rmr1_jax.training.learner import make_learner
+from rmr1_jax.training.loop import Abandoned, Job, Numbers, Outcome, name_some, train
 from rmr1_jax.training.metrics import MetricsLog
 from rmr1_jax.training.optimizer import learning_rate, make_optimizer
-from rmr1_jax.training.placement import Placement, shapes_of, state_shardings
+from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.rewards import RewardFunction, Sampled, length_penalty, score_shared
 from rmr1_jax.training.rollout import Rollout
 from rmr1_jax.training.samples import SampleLog, TraceRecord
-from rmr1_jax.training.step import (
-    Metrics,
-    TrainState,
-    batch_logprobs,
-    initial_state,
-    train_step,
-)
+from rmr1_jax.training.step import Metrics, TrainState, batch_logprobs
 from rmr1_jax.training.validation import VerdictCheck
 
 # Options that do not change what is learnt; a run may go on with others.
@@ -116,11 +111,6 @@ class Grpo:
         )
         optimizer = make_optimizer(config.optimizer, self.steps * config.updates)
         self._schedule = learning_rate(config.optimizer, self.steps * config.updates)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-        where = state_shardings(params, placed, optimizer, placement.replicated)
-        start = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)
-        self.state = start(params)
-        self._like = shapes_of(self.state, where)
         passes: dict[str, Any] = {
             "remat": cast(Remat, config.remat),
             "constrain": placement.constrain,
@@ -135,18 +125,9 @@ class Grpo:
             ),
             out_shardings=placement.batch,
         )
-        self._update = jax.jit(
-            partial(
-                train_step,
-                config=model,
-                objective=partial(grpo, settings=settings_of(config), **passes),
-                optimizer=optimizer,
-                dtype=dtype,
-                place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
-            ),
-            donate_argnums=0,
-            out_shardings=(where, placement.replicated),
-        )
+        objective = partial(grpo, settings=settings_of(config), **passes)
+        learner = make_learner(model, objective, optimizer, params, placement, dtype)
+        self.state, self._like, self._update = learner
         # Only ever greater, so that few programs are compiled. The length of rows decides in which
         # order numbers are added, so it is a part of what is saved.
         self._row_length, self._micro_batches = 0, 1
@@ -260,7 +241,7 @@ class Grpo:
         if len(experience) == wanted:
             return experience
         order = np.argsort(~teaches, kind="stable")[:wanted]
-        return experience.only([int(i) for i in order])
+        return experience.only(order)
 
     def _teaches(self, experience: Experience) -> Bool[np.ndarray, " N"]:
         """Groups with a signal; where pairs are asked in both orders, both or none of the two."""
@@ -280,13 +261,7 @@ class Grpo:
             )
         self._phase("reward")
         with self._clock.measure("reward"):
-            texts = [
-                [
-                    self._tokenizer.decode(sample.tokens, skip_special_tokens=False)
-                    for sample in group
-                ]
-                for group in samples
-            ]
+            texts = [[self._text(sample.tokens) for sample in group] for group in samples]
             rewards = self._rewards([prompt for _, prompt in drawn], samples, texts)
         return Experience(drawn, samples, texts, rewards)
 
@@ -294,17 +269,18 @@ class Grpo:
         self, prompts: Sequence[Prompt], samples: list[list[Sample]], texts: list[list[str]]
     ) -> Float[np.ndarray, "N G"]:
         config = self.config
+        asked = [self._text(prompt.tokens) for prompt in prompts]
         flat = [
             Sampled(
                 id=prompt.id,
                 sample=number,
-                prompt=self._text(prompt.tokens),
+                prompt=question,
                 response=text,
                 label=prompt.label,
                 tokens=len(sample.tokens),
                 truncated=sample.finish_reason == "length",
             )
-            for prompt, group, written in zip(prompts, samples, texts, strict=True)
+            for prompt, question, group, written in zip(prompts, asked, samples, texts, strict=True)
             for number, (sample, text) in enumerate(zip(group, written, strict=True))
         ]
         rewards = score_shared(self._reward, flat)
@@ -318,32 +294,11 @@ class Grpo:
         self, experience: Experience, advantage: Float[np.ndarray, "N G"]
     ) -> list[GroupBatch]:
         """The mini-batches of a step, on the devices."""
-        config, size = self.config, self.config.mini_batch
-        mini_batches = []
-        for start in range(0, len(experience), size):
-            part = range(start, min(start + size, len(experience)))
-            flat = [sample for i in part for sample in experience.samples[i]]
-            included = np.array(
-                [config.reward.truncated != "mask" or s.finish_reason == "stop" for s in flat]
-            )
-            weights = token_weights(
-                np.array([len(sample.tokens) for sample in flat]),
-                cast(Reduction, config.objective.reduction),
-                config.objective.pool,
-                included,
-            ).reshape(len(part), -1)
-            mini_batches.append(
-                [
-                    Group(
-                        prompt=experience.prompts[i][1].tokens,
-                        responses=tuple(s.tokens for s in experience.samples[i]),
-                        sampler_logprobs=tuple(s.sampled_logprobs for s in experience.samples[i]),
-                        advantages=advantage[i].astype(np.float32),
-                        weights=weights[i - start].astype(np.float32),
-                    )
-                    for i in part
-                ]
-            )
+        config = self.config
+        mini_batches = [
+            groups_of(experience.only(part), advantage[part], config)
+            for part in np.arange(len(experience)).reshape(-1, config.mini_batch)
+        ]
         longest = config.data.max_prompt + config.rollout.max_response
         rows = self.placement.row_groups * config.micro_rows
         self._row_length = row_length_for(
@@ -424,8 +379,7 @@ class Grpo:
         }
 
     def _name_batch(self, step: int) -> str:
-        shown = ", ".join(self._seen[:8])
-        return f"{shown} and {len(self._seen) - 8} more" if len(self._seen) > 8 else shown
+        return name_some(self._seen)
 
 
 def steps_of(config: GrpoConfig, prompts: int) -> int:

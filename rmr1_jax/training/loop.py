@@ -4,7 +4,7 @@ It knows neither the model nor the objective.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from rmr1_jax.training.signals import StopSignal
 from rmr1_jax.training.step import Metrics, TrainState
 
 Numbers = dict[str, float | int | None]
+NAMED = 8  # examples named in a message about a batch
 
 
 class Data(Protocol):
@@ -112,14 +113,12 @@ def train(
                     checkpoints.save(step, state, reached)
                 break
             step += 1
-            reached = position
+            reached = position if job.fetch else data.get_state()
             wait = time.perf_counter()
             if step < job.steps:
                 batch, position = fetch()
             seconds_data = time.perf_counter() - wait
             metrics = jax.device_get(metrics)
-            if job.fetch is None:
-                reached = data.get_state()
             seconds = time.perf_counter() - start
             _refuse_bad_steps(step, metrics, job, progress)
 
@@ -183,6 +182,12 @@ def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingP
             "these steps. Look at these examples, lower --optimizer.learning_rate, or allow more "
             "with --max_bad_steps."
         )
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names of a batch's examples, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _due(step: int, every: int) -> bool:

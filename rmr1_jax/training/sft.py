@@ -21,23 +21,21 @@ from rmr1_jax.models.lora import combine
 from rmr1_jax.models.transformer import Params, Remat
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.flops import peak_flops, training_flops
-from rmr1_jax.training.loop import Job, Numbers, Outcome, train
+from rmr1_jax.training.learner import make_learner
+from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
 from rmr1_jax.training.metrics import MetricsLog
 from rmr1_jax.training.nll import nll
 from rmr1_jax.training.optimizer import learning_rate, make_optimizer
-from rmr1_jax.training.placement import Placement, shapes_of, state_shardings
+from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.step import (
     Metrics,
     TrainState,
     evaluation_step,
-    initial_state,
-    train_step,
 )
 from rmr1_jax.training.validation import VerdictCheck, loss_numbers, validation_loss
 
 ROWS = "rows.json"
-NAMED = 8  # examples named in a message about a batch
 # Options that do not change what is learnt; a run may go on with others.
 MAY_CHANGE = (
     "workdir",
@@ -172,9 +170,6 @@ class Sft:
         self.steps = min(material.train.steps, config.max_steps or material.train.steps)
         optimizer = make_optimizer(config.optimizer, self.steps)
         self._schedule = learning_rate(config.optimizer, self.steps)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-        where = state_shardings(params, placed, optimizer, placement.replicated)
-        start = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)
         objective = partial(
             nll,
             remat=cast(Remat, config.remat),
@@ -182,20 +177,8 @@ class Sft:
             batch_shards=placement.row_groups,
         )
         self._base = base
-        self.state = start(params)
-        self._like = shapes_of(self.state, where)
-        self._step = jax.jit(
-            partial(
-                train_step,
-                config=model,
-                objective=objective,
-                optimizer=optimizer,
-                dtype=dtype,
-                place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
-            ),
-            donate_argnums=0,
-            out_shardings=(where, placement.replicated),
-        )
+        learner = make_learner(model, objective, optimizer, params, placement, dtype)
+        self.state, self._like, self._step = learner
         self._evaluate = jax.jit(
             partial(evaluation_step, config=model, objective=objective, dtype=dtype),
             out_shardings=placement.replicated,
@@ -284,6 +267,4 @@ class Sft:
 
     def _name_batch(self, step: int) -> str:
         examples = self._batches.examples_of(step - 1)
-        names = ", ".join(self._name_example(example) for example in examples[:NAMED])
-        more = f" and {len(examples) - NAMED} more" if len(examples) > NAMED else ""
-        return f"{names}{more}"
+        return name_some([self._name_example(example) for example in examples])
