@@ -2,6 +2,7 @@
 
 from rmr1_jax.config.convert import ConvertConfig
 from rmr1_jax.config.demo import DemoConfig
+from rmr1_jax.config.evaluate import EvaluateConfig
 from rmr1_jax.config.grpo import (
     AdvantageConfig,
     GrpoConfig,
@@ -12,7 +13,7 @@ from rmr1_jax.config.grpo import (
     RolloutConfig,
     SamplesConfig,
 )
-from rmr1_jax.config.judge import JudgeConfig
+from rmr1_jax.config.judge import JudgeConfig, JudgeOptions
 from rmr1_jax.config.parsing import load_recipe, nearest, option_types, parse_config, take_option
 from rmr1_jax.config.prepare import PrepareConfig, Source
 from rmr1_jax.config.sft import (
@@ -32,8 +33,10 @@ __all__ = [
     "CheckpointConfig",
     "ConvertConfig",
     "DemoConfig",
+    "EvaluateConfig",
     "GrpoConfig",
     "JudgeConfig",
+    "JudgeOptions",
     "LoraConfig",
     "ObjectiveConfig",
     "OptimizerConfig",

@@ -1,4 +1,4 @@
-"""What `--stage=judge` is asked for."""
+"""What `--stage=judge` is asked for, and what every stage that judges is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +8,12 @@ from rmr1_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
-    """Judge pairs of responses: a file of pairs (--input, --output), or one pair on the terminal
-    (--question, --response_a, --response_b)."""
+class JudgeOptions:
+    """A judge, and how it writes its traces."""
 
     model: str = ""
-    """The judge: a Hugging Face directory, a converted (Orbax) directory or a GGUF file."""
-    input: str = ""
-    """The pairs, one JSON object a line: question, response_a, response_b and, if known, label."""
-    output: str = ""
-    """Where the verdicts go, one JSON object a line. The same command again goes on in it."""
-    question: str = ""
-    """One pair instead of a file: what was asked."""
-    response_a: str = ""
-    """One pair instead of a file: the first response."""
-    response_b: str = ""
-    """One pair instead of a file: the second response."""
+    """The judge: a Hugging Face directory, a converted (Orbax) directory, a training run or a GGUF
+    file."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt. Empty: the model's own."""
     max_new_tokens: int = 2048
@@ -40,8 +30,6 @@ class JudgeConfig:
     """The same seed gives the same traces."""
     votes: int = 1
     """Traces a pair; the verdict is their majority. Needs a temperature above 0."""
-    swap: bool = False
-    """Judge both orders of each pair; only a verdict that both orders give counts."""
     slots: int | None = None
     """Traces written at the same time. None: chosen for the machine."""
     max_context: int | None = None
@@ -51,11 +39,11 @@ class JudgeConfig:
     dtype: str = ""
     """float32 or bfloat16. Empty: chosen for the machine."""
 
-    def check(self) -> None:
+    def check_judge(self, stage: str) -> None:
         """Refuse what cannot work, before a model is read. Raises UserError."""
         if not self.model:
             raise UserError(
-                "--stage=judge needs --model=PATH: a Hugging Face directory, "
+                f"--stage={stage} needs --model=PATH: a Hugging Face directory, "
                 "a converted directory or a GGUF file"
             )
         if not Path(self.model).exists():
@@ -63,6 +51,48 @@ class JudgeConfig:
                 f"--model={self.model}: there is no such directory or file; "
                 "name a checkpoint on this machine"
             )
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("temperature", self.temperature, 0)
+        at_least("top_k", self.top_k, 0)
+        at_least("votes", self.votes, 1)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p={self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"--min_p={self.min_p} must be from 0 to 1")
+        if self.votes > 1 and self.temperature == 0:
+            raise UserError(
+                f"--votes={self.votes} needs --temperature above 0: "
+                "without it all traces of a pair are the same"
+            )
+        if self.slots is not None:
+            at_least("slots", self.slots, 1)
+        if self.max_context is not None:
+            at_least("max_context", self.max_context, 1)
+        if self.dtype not in ("", *DTYPES):
+            raise UserError(f"--dtype={self.dtype} is unknown; choose {' or '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class JudgeConfig(JudgeOptions):
+    """Judge pairs of responses: a file of pairs (--input, --output), or one pair on the terminal
+    (--question, --response_a, --response_b)."""
+
+    input: str = ""
+    """The pairs, one JSON object a line: question, response_a, response_b and, if known, label."""
+    output: str = ""
+    """Where the verdicts go, one JSON object a line. The same command again goes on in it."""
+    question: str = ""
+    """One pair instead of a file: what was asked."""
+    response_a: str = ""
+    """One pair instead of a file: the first response."""
+    response_b: str = ""
+    """One pair instead of a file: the second response."""
+    swap: bool = False
+    """Judge both orders of each pair; only a verdict that both orders give counts."""
+
+    def check(self) -> None:
+        """Refuse what cannot work, before a model is read. Raises UserError."""
+        self.check_judge("judge")
         pair = {name: getattr(self, name) for name in ("question", "response_a", "response_b")}
         if any(pair.values()):
             if self.input or self.output:
@@ -83,22 +113,3 @@ class JudgeConfig:
                 raise UserError("--input needs --output=VERDICTS.jsonl: where the verdicts go")
             if Path(self.input).resolve() == Path(self.output).resolve():
                 raise UserError(f"--input and --output are the same file, {self.input}")
-        at_least("max_new_tokens", self.max_new_tokens, 1)
-        at_least("temperature", self.temperature, 0)
-        at_least("top_k", self.top_k, 0)
-        at_least("votes", self.votes, 1)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p={self.top_p} must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"--min_p={self.min_p} must be from 0 to 1")
-        if self.votes > 1 and self.temperature == 0:
-            raise UserError(
-                f"--votes={self.votes} needs --temperature above 0: "
-                "without it all traces of a pair are the same"
-            )
-        if self.slots is not None:
-            at_least("slots", self.slots, 1)
-        if self.max_context is not None:
-            at_least("max_context", self.max_context, 1)
-        if self.dtype not in ("", *DTYPES):
-            raise UserError(f"--dtype={self.dtype} is unknown; choose {' or '.join(DTYPES)}")

@@ -2,6 +2,7 @@
 
 from rmr1_jax.config.convert import ConvertConfig
 from rmr1_jax.config.demo import DemoConfig
+from rmr1_jax.config.evaluate import EvaluateConfig
 from rmr1_jax.config.grpo import GrpoConfig
 from rmr1_jax.config.judge import JudgeConfig
 from rmr1_jax.config.prepare import PrepareConfig
@@ -14,6 +15,7 @@ STAGES: dict[str, type] = {
     "sft": SftConfig,
     "grpo": GrpoConfig,
     "judge": JudgeConfig,
+    "evaluate": EvaluateConfig,
     "convert": ConvertConfig,
     "demo": DemoConfig,
 }

@@ -4,12 +4,17 @@ Every process runs the same host code and must take the same decisions, so what 
 must be whole, and the same, in each of them.
 """
 
+import json
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from rmr1_jax.errors import UserError
 
 Tree = Any
 
@@ -35,6 +40,32 @@ def to_devices(tree: Tree, sharding: Sharding) -> Tree:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree)
+
+
+def decided_by_first(decide: Callable[[], Any], about: object) -> Any:
+    """What `decide` returns in the first process, in all of them; something that JSON can hold.
+
+    For what only one process may do, or only one can see, such as files. Every process must call
+    this. Where `decide` raises, so do all: the first that error, the others a UserError that says
+    what it was `about`.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    found, failure = b"", None
+    if jax.process_index() == 0:
+        try:
+            found = json.dumps(decide()).encode()
+        except Exception as error:
+            failure = error
+    broadcast = multihost_utils.broadcast_one_to_all
+    size, refused = broadcast(np.array([len(found), failure is not None]))
+    if failure is not None:
+        raise failure
+    if refused:
+        raise UserError(f"{about}: cannot be used; the first process says why")
+    padded = np.zeros(int(size), np.uint8)
+    padded[: len(found)] = np.frombuffer(found, np.uint8)
+    return json.loads(bytes(np.asarray(broadcast(padded), np.uint8)))
 
 
 @cache

@@ -6,7 +6,7 @@ the ring (the longest live response), the prompt width (the longest live prompt)
 waits any more, the number of slots.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.sampling.programs import Programs, prompt_width, ring_size
+from rmr1_jax.sampling.programs import Programs, ring_size
 from rmr1_jax.sampling.queue import Queue, Request, Sample
 from rmr1_jax.sampling.state import EngineState
 
@@ -77,6 +77,7 @@ class Engine:
         *,
         max_new_tokens: int,
         after_chunk: Callable[[Work], None] | None = None,
+        prefix: Sequence[int] = (),
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (position in `requests`, its samples) as they finish.
 
@@ -84,8 +85,10 @@ class Engine:
           requests: consumed lazily, a queue's length ahead.
           max_new_tokens: no request may ask for more.
           after_chunk: called after every chunk with the work of this call so far.
+          prefix: tokens that prompts begin with. Their KV is computed once a call; each prompt
+            takes over as much of it as it has in common, and computes the rest.
         """
-        for queue in self._chunks(requests, max_new_tokens):
+        for queue in self._chunks(requests, max_new_tokens, prefix):
             if after_chunk:
                 after_chunk(self.work)
             yield from queue.harvest()
@@ -97,9 +100,11 @@ class Engine:
             for _ in queue.harvest():
                 pass
 
-    def _chunks(self, requests: Iterable[Request], max_new_tokens: int) -> Iterator[Queue]:
+    def _chunks(
+        self, requests: Iterable[Request], max_new_tokens: int, prefix: Sequence[int] = ()
+    ) -> Iterator[Queue]:
         self.work = Work()
-        queue = Queue(self.programs, requests, self.slots, max_new_tokens)
+        queue = Queue(self.programs, requests, self.slots, max_new_tokens, prefix)
         while queue.refill():
             state = self._fit(queue)
             drained = self._drained_slots(queue, state)
@@ -113,7 +118,7 @@ class Engine:
         state, groups = queue.state, self.programs.groups
         live = queue.view.request.reshape(groups, -1) >= 0
         longest = int(queue.view.written[live.ravel()].max(initial=0))
-        columns, width = ring_size(longest + 1), prompt_width(queue.longest_prompt())
+        columns, width = ring_size(longest + 1), queue.smallest_width()
         # Another size is another program to compile: shrink only for a large gain.
         if columns > state.columns // 4:
             columns = max(columns, state.columns)

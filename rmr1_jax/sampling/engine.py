@@ -10,26 +10,20 @@ token is sampled like every other. Each step, the queries go to the prompts rath
 to the queries: they are gathered by lane, so a shared prompt is read once however many samples ask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.kv_cache import KVCache, LayerCache, read_row, ring_mask, write
-from rmr1_jax.models.transformer import (
-    Params,
-    Transformer,
-    abstract_model,
-    rope_angles,
-    with_params,
-)
-from rmr1_jax.ops.attention import PartialAttention, attention, merge, partial_attention
-from rmr1_jax.sampling.sampler import SamplingParams, is_stop, request_uniform, sample
+from rmr1_jax.models.kv_cache import LayerCache, ring_mask, write, write_row
+from rmr1_jax.models.transformer import Params
+from rmr1_jax.ops.attention import PartialAttention, merge, partial_attention
+from rmr1_jax.sampling.prefill import Decoder, prefill
+from rmr1_jax.sampling.sampler import Sampled, SamplingParams, is_stop, request_uniform, sample
 from rmr1_jax.sampling.state import (
     IDLE,
     NOT_WAITING,
@@ -40,8 +34,6 @@ from rmr1_jax.sampling.state import (
     routes,
     slot_of_query,
 )
-
-PREFILL_CHUNK = 256
 
 
 def unstack_layers(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
@@ -77,7 +69,7 @@ def run(
       max_steps: traced.
       drained_slots: traced.
     """
-    model = _Decoder(config, weights)
+    model = Decoder(config, weights)
     limit = state.counters.steps[0] + max_steps
 
     def may_step(state: EngineState) -> Bool[Array, ""]:
@@ -114,37 +106,6 @@ def generate(
     return state
 
 
-class _Decoder:
-    """The blocks of the model, one by one, over decode weights."""
-
-    def __init__(self, config: ModelConfig, weights: Params):
-        self.config = config
-        stacked = nnx.split(abstract_model(config).layers)
-        graph, shapes = stacked
-        self.blocks = []
-        for layer in weights["layers"]:
-            state = jax.tree.map(lambda x: x, shapes)
-            nnx.replace_by_pure_dict(state, layer)
-            self.blocks.append(nnx.merge(graph, state))
-        dtype = weights["embed"]["embedding"].dtype
-        outer: Transformer = with_params(config, {**weights, "layers": {}}, dtype=dtype)
-        self.embed_tokens, self.final_norm = outer.embed_tokens, outer.final_norm
-        self.logits = outer.logits
-
-    def blocks_over(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        attend: Callable[[int, Array, Array, Array], Array],
-    ) -> Float[Array, "B T D"]:
-        """Hidden states before the last norm; `attend(layer, query, key, value)`."""
-        rope = rope_angles(self.config, positions)
-        x = self.embed_tokens(tokens)
-        for index, block in enumerate(self.blocks):
-            x = block(x, rope, lambda *qkv, index=index: attend(index, *qkv))
-        return x
-
-
 def _waiting(state: EngineState) -> Bool[Array, ""]:
     """Some sample has no slot yet."""
     pending = jnp.any(state.lanes.next_sample < state.group_size)
@@ -177,46 +138,39 @@ def _can_admit(state: EngineState) -> Bool[Array, ""]:
     return (free_slot & pending) | _wants_prompt(state)
 
 
-def _admit(model: _Decoder, state: EngineState) -> EngineState:
+def _admit(model: Decoder, state: EngineState) -> EngineState:
     state = jax.lax.while_loop(_wants_prompt, lambda s: _prefill_next(model, s), state)
     return _fill_slots(state)
 
 
-def _prefill_next(model: _Decoder, state: EngineState) -> EngineState:
+def _prefill_next(model: Decoder, state: EngineState) -> EngineState:
     """Compute the KV of the next prompt, all but its last token, into a free lane."""
-    entry = jnp.argmin(state.requests.ticket).astype(jnp.int32)
+    requests, counters = state.requests, state.counters
+    entry = jnp.argmin(requests.ticket).astype(jnp.int32)
     lane = jnp.argmax(_free_lanes(state)).astype(jnp.int32)
-    width = state.requests.tokens.shape[1]
-    chunk = min(PREFILL_CHUNK, width)
-    chunks = (state.requests.length[entry] - 1 + chunk - 1) // chunk
-    columns = jnp.arange(width)
-
-    def prefill_chunk(index: Int[Array, ""], prompts: KVCache) -> KVCache:
-        # The last chunk is moved back where it would pass the end: some tokens are done again.
-        start = jnp.minimum(index * chunk, width - chunk)
-        tokens = jax.lax.dynamic_slice(state.requests.tokens, (entry, start), (1, chunk))
-        positions = start + jnp.arange(chunk)
-        mask = (columns[None, :] <= positions[:, None])[None]
-        written = list(prompts)
-
-        def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
-            written[layer] = write(written[layer], key, value, lane, start)
-            return attention(query, *read_row(written[layer], lane), mask)
-
-        model.blocks_over(tokens, positions[None], attend)
-        return tuple(written)
-
-    counters = state.counters
+    prompts = state.prompts
+    if state.prefix:  # what of it the prompt does not begin with is written over, or masked
+        prompts = tuple(
+            write_row(*layers, lane) for layers in zip(prompts, state.prefix, strict=True)
+        )
+    prompts, computed = prefill(
+        model,
+        requests.tokens[entry],
+        requests.shared[entry],
+        requests.length[entry] - 1,
+        prompts,
+        lane,
+    )
     return replace(
         state,
-        prompts=jax.lax.fori_loop(0, chunks, prefill_chunk, state.prompts),
-        requests=replace(state.requests, ticket=state.requests.ticket.at[entry].set(NOT_WAITING)),
+        prompts=prompts,
+        requests=replace(requests, ticket=requests.ticket.at[entry].set(NOT_WAITING)),
         lanes=replace(
             state.lanes,
             entry=state.lanes.entry.at[lane].set(entry),
             next_sample=state.lanes.next_sample.at[lane].set(0),
         ),
-        counters=replace(counters, prefill_tokens=counters.prefill_tokens + chunks * chunk),
+        counters=replace(counters, prefill_tokens=counters.prefill_tokens + computed),
     )
 
 
@@ -248,7 +202,7 @@ def _fill_slots(state: EngineState) -> EngineState:
     )
 
 
-def _decode_step(model: _Decoder, state: EngineState) -> EngineState:
+def _decode_step(model: Decoder, state: EngineState) -> EngineState:
     """One token for every slot."""
     slots, requests, cursor = state.slots, state.requests, state.cursor[0]
     live = slots.request >= 0
@@ -281,6 +235,8 @@ def _decode_step(model: _Decoder, state: EngineState) -> EngineState:
         requests.min_p[entry],
     )
     drawn = sample(logits, uniform, params)
+    compared = jnp.take_along_axis(logits, requests.versus[entry], axis=-1)
+    margins = compared[:, 0] - compared[:, 1]
 
     written = slots.written + 1
     stopped = is_stop(drawn.token, requests.stop_ids[entry])
@@ -296,7 +252,7 @@ def _decode_step(model: _Decoder, state: EngineState) -> EngineState:
             token=drawn.token,
             written=jnp.where(ended | ~live, 0, written),
         ),
-        outputs=_record(state.outputs, slots, drawn.token, drawn[1:], stopped, ended),
+        outputs=_record(state.outputs, slots, drawn, margins, stopped, ended),
         counters=replace(
             counters,
             steps=counters.steps + 1,
@@ -326,8 +282,8 @@ def _ask_prompts(
 def _record(
     outputs: Outputs,
     slots: Slots,
-    token: Int[Array, "S"],
-    logprobs: tuple[Array, Array],
+    drawn: Sampled,
+    margins: Float[Array, "S"],
     stopped: Bool[Array, "S"],
     ended: Bool[Array, "S"],
 ) -> Outputs:
@@ -336,8 +292,9 @@ def _record(
     at = (request, slots.written)
     finish = jnp.where(ended, jnp.where(stopped, Outputs.STOPPED, Outputs.CUT), Outputs.RUNNING)
     return Outputs(
-        tokens=outputs.tokens.at[at].set(token, mode="drop"),
-        logprobs=outputs.logprobs.at[at].set(jnp.stack(logprobs, axis=-1), mode="drop"),
+        tokens=outputs.tokens.at[at].set(drawn.token, mode="drop"),
+        logprobs=outputs.logprobs.at[at].set(jnp.stack(drawn[1:], axis=-1), mode="drop"),
+        margins=outputs.margins.at[at].set(margins, mode="drop"),
         length=outputs.length.at[request].set(slots.written + 1, mode="drop"),
         finished=outputs.finished.at[request].set(finish, mode="drop"),
     )

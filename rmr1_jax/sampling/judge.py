@@ -2,17 +2,16 @@
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from rmr1_jax.judging import JudgePrompt, Message, Preference, Side, load_prompt, parse
+from rmr1_jax.judging import JudgePrompt, Message, Preference, load_prompt
 from rmr1_jax.models.checkpoint import load_config, load_model, load_tokenizer, prompt_of
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
@@ -20,12 +19,16 @@ from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
 from rmr1_jax.parallel.rules import DECODING_RULES, axis_sizes, even_rules, shardings
 from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
 from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.sampling.forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, forced
+from rmr1_jax.sampling.judgement import Judgement, Reader, too_long
+from rmr1_jax.sampling.queue import common_length
 
-Problem = Literal["none", "both", "truncated", "prompt_too_long"]
+__all__ = ["Judge", "Judgement", "Progress", "SamplingOptions", "choose_prompt"]
 
 # The assistant tag of the R1-distilled chat templates: such models get the reasoning prompt.
 R1_ASSISTANT_TAG = "<｜Assistant｜>"  # noqa: RUF001
 STREAM_STEPS = 8
+SHORTEST_PREFIX = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,6 @@ class SamplingOptions:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One trace about one preference.
-
-    `verdict` follows the published evaluation rule (brackets anywhere in the trace, spec §5.1).
-    `logprob` is the sum of the log-probabilities (nats) of the trace's tokens, its end included,
-    under the model at temperature 1.
-    """
-
-    verdict: Side | None
-    problem: Problem | None
-    type: str | None
-    rubric: str | None
-    solution: str | None
-    evaluation: str | None
-    trace: str
-    prompt_tokens: int
-    trace_tokens: int
-    finish_reason: Literal["stop", "length"] | None
-    logprob: float | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +69,7 @@ class Judge:
     ):
         self.config, self.weights, self.tokenizer, self.mesh = config, weights, tokenizer, mesh
         self.prompt, self.prompt_source = prompt, prompt_source
+        self.reader = Reader(tokenizer)
         self.stop_ids = tuple(sorted({*stop_ids, tokenizer.eos_token_id} - {None}))
         self.slots = slots
         self.max_context = min(max_context or config.max_position, config.max_position)
@@ -147,49 +129,92 @@ class Judge:
         options: SamplingOptions = SamplingOptions(),
         *,
         samples: int = 1,
-        first_index: int = 0,
+        indices: Iterable[int] | None = None,
+        budget: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[tuple[int, list[Judgement]]]:
         """Yield (position, one `Judgement` a sample) in the order in which they are finished.
 
+        The tokens that all prompts begin with are computed once a call, the rest of a prompt once
+        for all its samples.
+
         Args:
           preferences: consumed lazily; chat messages that ask for a judgement will do, too.
           options: how to sample.
-          samples: traces for each preference; the prompt is computed once for all of them.
-          first_index: position of the first preference in the random stream.
+          samples: traces for each preference.
+          indices: the place of each preference in the random stream; by default its position.
+          budget: a trace that is still without a verdict after so many tokens (or
+            `max_new_tokens`, if they are fewer) is closed, and its verdict asked for once more:
+            `forcing.CLOSING` is appended, and at most 8 tokens are decoded greedily ("budget
+            forcing", s1: Simple test-time scaling, arXiv 2501.19393, §3.1). Where the context has
+            no room for that, the trace stays truncated.
           on_progress: called every few dozen steps.
         """
         engine = self._engine(samples, self.slots, 64)
-        lengths: dict[int, tuple[int, int]] = {}  # request -> (position, prompt tokens)
-        too_long: list[tuple[int, int]] = []
-        sent = itertools.count()
+        source = iter(preferences)
+        first = list(itertools.islice(source, 1))
+        prefix = self.shared_prefix() if first and isinstance(first[0], Preference) else []
+        places = itertools.count() if indices is None else iter(indices)
+        asked: dict[int, tuple[int, list[int]]] = {}  # request -> (position, prompt)
+        refused: list[tuple[int, int]] = []  # (position, prompt tokens)
+        cut: list[Judged] = []
+        works: list[Work] = []
 
         def requests() -> Iterator[Request]:
-            for position, preference in enumerate(preferences):
+            sent = itertools.count()
+            for position, preference in enumerate(itertools.chain(first, source)):
+                if (index := next(places, None)) is None:
+                    raise ValueError(f"there is no index for preference {position}")
                 tokens = self.prompt_tokens(preference)
                 if len(tokens) >= self.max_context:
-                    too_long.append((position, len(tokens)))
+                    refused.append((position, len(tokens)))
                     continue
-                lengths[next(sent)] = position, len(tokens)
-                yield self._request(tokens, options, first_index + position)
-
-        def refused() -> Iterator[tuple[int, list[Judgement]]]:
-            while too_long:
-                position, prompt_tokens = too_long.pop()
-                yield position, [_too_long(prompt_tokens)] * samples
+                asked[next(sent)] = position, tokens
+                yield self._request(tokens, options, index)
 
         def report(work: Work) -> None:
+            if not any(work is known for known in works):
+                works.append(work)
             if on_progress:
-                on_progress(Progress(work.live_row_steps, work.running))
+                tokens = sum(each.live_row_steps for each in works)
+                on_progress(Progress(tokens, sum(each.running for each in works)))
 
+        def write_on(prompts: list[list[int]]) -> Iterator[tuple[int, list[Sample]]]:
+            # Most of this is prefill, one prompt at a time: a few slots will do.
+            greedy = SamplingOptions(max_new_tokens=FORCED_TOKENS)
+            return self._engine(1, max(self.slots // 4, 1), FORCED_TOKENS).generate(
+                [self._request(prompt, greedy, 0) for prompt in prompts],
+                max_new_tokens=FORCED_TOKENS,
+                after_chunk=report,
+                prefix=prefix,
+            )
+
+        def settled(at_least: int) -> Iterator[tuple[int, list[Judgement]]]:
+            while refused:
+                position, prompt_tokens = refused.pop()
+                yield position, [too_long(prompt_tokens)] * samples
+            if len(cut) >= at_least:
+                style = self.prompt.style
+                yield from forced(
+                    cut, write_on, style=style, reader=self.reader, max_context=self.max_context
+                )
+                cut.clear()
+
+        if budget is not None:
+            options = replace(options, max_new_tokens=min(options.max_new_tokens, budget))
         longest = min(options.max_new_tokens, self.max_context)
-        for number, responses in engine.generate(
-            requests(), max_new_tokens=longest, after_chunk=report
+        for number, written in engine.generate(
+            requests(), max_new_tokens=longest, after_chunk=report, prefix=prefix
         ):
-            position, prompt_tokens = lengths.pop(number)
-            yield position, [self._judgement(s, prompt_tokens) for s in responses]
-            yield from refused()
-        yield from refused()
+            position, tokens = asked.pop(number)
+            found = [self.reader.judgement(sample, len(tokens)) for sample in written]
+            judged = Judged(position, tokens, written, found)
+            if budget is not None and judged.is_cut:
+                cut.append(judged)
+            else:
+                yield position, found
+            yield from settled(CUT_AT_ONCE)
+        yield from settled(1)
 
     def stream(
         self, preference: Preference, options: SamplingOptions = SamplingOptions()
@@ -197,16 +222,16 @@ class Judge:
         """Yield the trace as it is written, in pieces; the generator returns the `Judgement`."""
         tokens = self.prompt_tokens(preference)
         if len(tokens) >= self.max_context:
-            return _too_long(len(tokens))
+            return too_long(len(tokens))
         shown = 0
         for sample in self._engine(1, 1, STREAM_STEPS).stream(self._request(tokens, options, 0)):
-            text = self._text(sample.tokens)
+            text = self.reader.text(sample.tokens)
             # A character whose bytes are not all there yet reads as U+FFFD: wait for the rest.
             if sample.finish_reason is None:
                 text = text.rstrip("\ufffd")
             yield text[shown:]
             shown = max(shown, len(text))
-        return self._judgement(sample, len(tokens))
+        return self.reader.judgement(sample, len(tokens))
 
     def compare(self, question: str, a: str, b: str, **options: Any) -> Judgement:
         """Judge one pair; `options` are those of `SamplingOptions`."""
@@ -222,14 +247,23 @@ class Judge:
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        # The template has written the special tokens; adding them again would double the BOS.
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.reader.encode(text)
+
+    def shared_prefix(self) -> list[int]:
+        """The tokens that all prompts begin with; none where they are not worth a program."""
+        one, other = (
+            self.prompt_tokens(Preference("", (Message("user", text),), text, text))
+            for text in ("Why?", "1 + 1")
+        )
+        prefix = one[: common_length(one, other)]
+        return prefix if len(prefix) >= SHORTEST_PREFIX else []
 
     def _request(self, tokens: list[int], options: SamplingOptions, index: int) -> Request:
         return Request(
             tokens=tokens,
             max_new_tokens=min(options.max_new_tokens, self.max_context - len(tokens)),
             stop_ids=self.stop_ids,
+            versus=self.reader.versus or (0, 0),
             seed=options.seed,
             index=index,
             temperature=options.temperature,
@@ -250,29 +284,6 @@ class Judge:
                 chunk_steps=chunk_steps,
             )
         return self._engines[key]
-
-    def _text(self, tokens: np.ndarray) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _judgement(self, sample: Sample, prompt_tokens: int) -> Judgement:
-        trace = self._text(sample.tokens)
-        verdict = parse(trace, "evaluation")
-        problem: Problem | None = verdict.problem
-        if problem == "none" and sample.finish_reason == "length":
-            problem = "truncated"
-        return Judgement(
-            verdict=verdict.verdict,
-            problem=problem,
-            type=verdict.type,
-            rubric=verdict.rubric,
-            solution=verdict.solution,
-            evaluation=verdict.evaluation,
-            trace=trace,
-            prompt_tokens=prompt_tokens,
-            trace_tokens=len(sample.tokens),
-            finish_reason=sample.finish_reason,
-            logprob=float(sample.logprobs.sum()),
-        )
 
 
 def choose_prompt(
@@ -304,19 +315,3 @@ def _placement(config: ModelConfig, mesh: str) -> tuple[Mesh | None, Any]:
     device_mesh = make_mesh(shape)
     rules = even_rules(DECODING_RULES, sizes, device_mesh.shape)
     return device_mesh, shardings(axes, device_mesh, rules)
-
-
-def _too_long(prompt_tokens: int) -> Judgement:
-    return Judgement(
-        verdict=None,
-        problem="prompt_too_long",
-        type=None,
-        rubric=None,
-        solution=None,
-        evaluation=None,
-        trace="",
-        prompt_tokens=prompt_tokens,
-        trace_tokens=0,
-        finish_reason=None,
-        logprob=None,
-    )

@@ -1,6 +1,7 @@
 """The engine's compiled programs, and where their arrays lie."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,16 @@ from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.parallel.processes import to_devices, to_host
 from rmr1_jax.sampling.engine import run
-from rmr1_jax.sampling.state import EngineState, Outputs, Requests, compact, init_state, resize
+from rmr1_jax.sampling.prefill import prefill_prefix
+from rmr1_jax.sampling.state import (
+    Counters,
+    EngineState,
+    Outputs,
+    Requests,
+    compact,
+    init_state,
+    resize,
+)
 
 MAX_STOP_IDS = 8
 ROWS_AT_ONCE = 64  # 6 MB of finished samples where the longest may have 8,192 tokens
@@ -36,7 +46,7 @@ def prompt_width(length: int) -> int:
 
 
 class Programs:
-    """`init_state`, `run`, `resize` and `compact`, compiled once for each size they are asked for.
+    """What runs on the devices, compiled once for each size it is asked for.
 
     On a mesh, every data group (a point of data x fsdp) is an engine of its own, with its part of
     queue, slots and caches: nothing crosses between groups, so none waits for another. Within a
@@ -46,8 +56,14 @@ class Programs:
     def __init__(self, config: ModelConfig, weights: Params, group_size: int, mesh: Mesh | None):
         self.config, self.weights, self.group_size, self.mesh = config, weights, group_size, mesh
         self.groups = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        specs = Spec(), Spec(GROUP_AXES), Spec(GROUP_AXES, "tensor")
+        whole, rows, heads = (mesh and NamedSharding(mesh, spec) for spec in specs)
+        # Shardings in the places of arrays: jit takes such a tree as a prefix of what is returned.
+        caches: Any = {"prompts": heads, "responses": heads, "prefix": heads}
+        fields: Any = [rows] * 6
+        self._placed = EngineState(*fields, **caches)
         self.run = self._jit(partial(run, config), donate_argnums=1)
-        whole = None if mesh is None else NamedSharding(mesh, Spec())
+        self._prefix = self._jit(partial(prefill_prefix, config), placed=(heads, rows))
         self._rows = jax.jit(_rows, out_shardings=whole)
         self._programs: dict[tuple[Any, ...], Callable[..., EngineState]] = {}
 
@@ -70,6 +86,13 @@ class Programs:
         requests = Requests.empty(entries * self.groups, width, MAX_STOP_IDS)
         return build(self.place(requests))
 
+    def with_prefix(self, state: EngineState, tokens: Sequence[int]) -> EngineState:
+        """A new state, in which every data group holds the KV of these tokens."""
+        padded = np.zeros(prompt_width(len(tokens)), np.int32)
+        padded[: len(tokens)] = tokens
+        prefix, counters = self._prefix(self.weights, state.counters, padded, len(tokens))
+        return replace(state, prefix=prefix, counters=counters)
+
     def resize(self, state: EngineState, columns: int, width: int) -> EngineState:
         return self._compiled(resize, columns=columns, width=width)(state)
 
@@ -89,14 +112,15 @@ class Programs:
 
     def read_outputs(
         self, outputs: Outputs, rows: Int[np.ndarray, "n"]
-    ) -> Iterator[tuple[Int[np.ndarray, "R"], Float[np.ndarray, "R 2"]]]:
-        """Tokens and log-probabilities of some rows, a fixed number of them a device call."""
+    ) -> Iterator[tuple[Int[np.ndarray, "R"], Float[np.ndarray, "R 2"], Float[np.ndarray, "R"]]]:
+        """Tokens, log-probabilities, margins of some rows, a fixed number of them a device call."""
         at_once = min(ROWS_AT_ONCE, outputs.length.shape[0])
         for start in range(0, len(rows), at_once):
             some = np.zeros(at_once, np.int32)
             wanted = rows[start : start + at_once]
             some[: len(wanted)] = wanted
-            read = jax.device_get(self._rows(outputs.tokens, outputs.logprobs, some))
+            arrays = outputs.tokens, outputs.logprobs, outputs.margins
+            read = jax.device_get(self._rows(arrays, some))
             yield from zip(*(array[: len(wanted)] for array in read), strict=True)
 
     def _compiled(self, function: Callable[..., EngineState], *fixed: Any, **sizes: Any) -> Any:
@@ -106,14 +130,14 @@ class Programs:
             self._programs[key] = self._jit(partial(function, *fixed, **sizes))
         return self._programs[key]
 
-    def _jit(self, function: Callable[..., EngineState], **options: Any) -> Any:
-        """Compile a function that returns a state, each data group for itself."""
+    def _jit(self, function: Callable[..., Any], placed: Any = None, **options: Any) -> Any:
+        """Compile a function that returns a state, or what is `placed`, each group for itself."""
         if self.mesh is None:
             return jax.jit(function, **options)
         by_group = Spec(GROUP_AXES)
 
-        def mapped(*args: Any) -> EngineState:
-            state = (EngineState, Requests)
+        def mapped(*args: Any) -> Any:
+            state = (EngineState, Requests, Counters)
             return jax.shard_map(
                 function,
                 mesh=self.mesh,
@@ -123,14 +147,8 @@ class Programs:
                 check_vma=False,
             )(*args)
 
-        # Shardings in the places of arrays: jit takes such a tree as a prefix of the state's.
-        rows: Any = NamedSharding(self.mesh, by_group)
-        heads: Any = NamedSharding(self.mesh, Spec(GROUP_AXES, "tensor"))
-        placed = EngineState(rows, rows, rows, rows, rows, rows, prompts=heads, responses=heads)
-        return jax.jit(mapped, out_shardings=placed, **options)
+        return jax.jit(mapped, out_shardings=placed or self._placed, **options)
 
 
-def _rows(
-    tokens: Int[Array, "QG R"], logprobs: Float[Array, "QG R 2"], rows: Int[Array, "n"]
-) -> tuple[Int[Array, "n R"], Float[Array, "n R 2"]]:
-    return tokens[rows], logprobs[rows]
+def _rows(arrays: tuple[Array, ...], rows: Int[Array, "n"]) -> tuple[Array, ...]:
+    return tuple(array[rows] for array in arrays)

@@ -1,7 +1,7 @@
 """The engine's queue on the host: requests in, finished samples out."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ class Request:
     tokens: list[int]
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
+    versus: tuple[int, int] = (0, 0)  # two tokens whose logits are compared at every step
     seed: int = 0
     index: int = 0  # the prompt's identity in the random stream
     temperature: float = 0.0
@@ -43,7 +44,14 @@ class Sample:
     tokens: np.ndarray  # int32 [n]
     logprobs: np.ndarray  # fp32 [n], under the model at temperature 1, untruncated
     sampled_logprobs: np.ndarray  # fp32 [n], under the distribution that was drawn from
+    margins: np.ndarray  # fp32 [n], log-odds of the request's `versus`, under the model
     finish_reason: FinishReason | None  # None while it is being written
+
+
+def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many of the first tokens are the same."""
+    pairs = zip(tokens, others, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
 
 
 class View(NamedTuple):
@@ -78,10 +86,15 @@ class Queue:
     """
 
     def __init__(
-        self, programs: Programs, requests: Iterable[Request], slots: int, max_new_tokens: int
+        self,
+        programs: Programs,
+        requests: Iterable[Request],
+        slots: int,
+        max_new_tokens: int,
+        prefix: Sequence[int] = (),
     ):
         """`slots` of one data group; fewer are made where there is not work for all."""
-        self.programs, self.max_new_tokens = programs, max_new_tokens
+        self.programs, self.max_new_tokens, self.prefix = programs, max_new_tokens, tuple(prefix)
         G, groups = programs.group_size, programs.groups
         entries = max(2 * -(-slots // G), 4)
         self.source = iter(enumerate(requests))
@@ -90,7 +103,7 @@ class Queue:
         self.entries: list[tuple[int, Request] | None] = []
         self.tickets = itertools.count()
         if self.ahead:
-            width = prompt_width(max(len(request.tokens) for _, request in self.ahead))
+            width = self._width_for(request for _, request in self.ahead)
             prompts = -(-len(self.ahead) // groups)
             self.entries = [None] * (entries * groups)
             self.state = programs.new_state(
@@ -100,6 +113,8 @@ class Queue:
                 max_new_tokens=ring_size(max_new_tokens),
                 slots=min(slots, prompts * G),
             )
+            if self.prefix:
+                self.state = programs.with_prefix(self.state, self.prefix)
             empty = Requests.empty(len(self.entries), width, MAX_STOP_IDS)
             self.table: Any = jax.tree.map(np.array, empty)  # what the devices have but for tickets
             self.look()
@@ -116,8 +131,12 @@ class Queue:
     def width(self) -> int:
         return self.state.requests.tokens.shape[1]
 
-    def longest_prompt(self) -> int:
-        return max(len(entry[1].tokens) for entry in self.entries if entry)
+    def smallest_width(self) -> int:
+        """That holds the prompts of all entries."""
+        return self._width_for(entry[1] for entry in self.entries if entry)
+
+    def _width_for(self, requests: Iterable[Request]) -> int:
+        return prompt_width(max(len(self.prefix), *(len(r.tokens) for r in requests), 1))
 
     def refill(self) -> bool:
         """Put requests into free entries; False when there is nothing left to do."""
@@ -138,7 +157,7 @@ class Queue:
         return taken + more
 
     def _write(self, arrivals: list[tuple[int, tuple[int, Request]]]) -> None:
-        width = prompt_width(max(len(r.tokens) for _, (_, r) in arrivals))
+        width = self._width_for(request for _, (_, request) in arrivals)
         if width > self.width:
             self.state = self.programs.resize(self.state, self.state.columns, width)
         view, G = self.view, self.programs.group_size
@@ -149,10 +168,12 @@ class Queue:
             table.tokens[slot] = 0
             table.tokens[slot, : len(request.tokens)] = request.tokens
             table.length[slot] = len(request.tokens)
+            table.shared[slot] = common_length(request.tokens[:-1], self.prefix)
             table.ticket[slot] = next(self.tickets)
             table.stop_ids[slot] = -1
             table.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
             table.seed[slot] = np.uint32(request.seed & 0xFFFFFFFF)
+            table.versus[slot] = request.versus
             for name in ("max_new_tokens", "index", "temperature", "top_p", "top_k", "min_p"):
                 getattr(table, name)[slot] = getattr(request, name)
             view.finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
@@ -217,12 +238,13 @@ class Queue:
 
     def _samples(self, rows: Int[np.ndarray, "n"]) -> Iterator[Sample]:
         read = self.programs.read_outputs(self.state.outputs, rows)
-        for row, (tokens, logprobs) in zip(rows, read, strict=True):
+        for row, (tokens, logprobs, margins) in zip(rows, read, strict=True):
             length = int(self.view.length[row])
             # Copies: the sample shall not keep alive all rows that were read with it.
             yield Sample(
                 tokens=tokens[:length].copy(),
                 logprobs=logprobs[:length, 0].copy(),
                 sampled_logprobs=logprobs[:length, 1].copy(),
+                margins=margins[:length].copy(),
                 finish_reason=FINISH_REASONS[int(self.view.finished[row])],
             )

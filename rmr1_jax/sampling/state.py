@@ -32,8 +32,10 @@ class Requests:
     ticket: Int[Array, "Q"]  # entries are admitted in this order; else NOT_WAITING
     tokens: Int[Array, "Q P"]
     length: Int[Array, "Q"]
+    shared: Int[Array, "Q"]  # this many of the first tokens have their KV in the state's prefix
     max_new_tokens: Int[Array, "Q"]
     stop_ids: Int[Array, "Q E"]  # padded with -1
+    versus: Int[Array, "Q 2"]  # two tokens whose logits are compared at every step
     seed: UInt32[Array, "Q"]
     index: Int[Array, "Q"]  # the prompt's identity in the random stream
     temperature: Float[Array, "Q"]
@@ -50,8 +52,10 @@ class Requests:
             ticket=fill(NOT_WAITING),
             tokens=fill(0, jnp.int32, prompt_length),
             length=fill(1),
+            shared=fill(0),
             max_new_tokens=fill(1),
             stop_ids=fill(-1, jnp.int32, stop_ids),
+            versus=fill(0, jnp.int32, 2),
             seed=fill(0, jnp.uint32),
             index=fill(0),
             temperature=fill(0, jnp.float32),
@@ -89,6 +93,7 @@ class Outputs:
 
     tokens: Int[Array, "QG R"]
     logprobs: Float[Array, "QG R 2"]  # (untempered model, distribution drawn from)
+    margins: Float[Array, "QG R"]  # logit of the first of `versus` less that of the second
     length: Int[Array, "QG"]
     finished: Int[Array, "QG"]  # RUNNING, STOPPED or CUT
 
@@ -121,6 +126,7 @@ class EngineState:
     cursor: Int[Array, "1"]  # next column of the ring
     prompts: KVCache  # lanes x P columns
     responses: KVCache  # slots x C columns, a ring
+    prefix: KVCache = ()  # 1 x W <= P columns: how many prompts begin, computed once; or nothing
 
     @property
     def columns(self) -> int:
@@ -165,6 +171,7 @@ def init_state(
         outputs=Outputs(
             tokens=whole((entries * group_size, max_new_tokens)),
             logprobs=jnp.zeros((entries * group_size, max_new_tokens, 2), jnp.float32),
+            margins=jnp.zeros((entries * group_size, max_new_tokens), jnp.float32),
             length=whole(entries * group_size),
             finished=whole(entries * group_size),
         ),
@@ -178,7 +185,8 @@ def init_state(
 def resize(state: EngineState, *, columns: int, width: int | None = None) -> EngineState:
     """The same state with another ring, and prompts of another width.
 
-    Both must hold what is live: `columns` the longest response so far, `width` the longest prompt.
+    Both must hold what is live: `columns` the longest response so far, `width` the longest prompt
+    and the prefix.
     """
     everyone = jnp.arange(state.slots.request.shape[0])
     responses, cursor = resize_ring(state.responses, state.cursor[0], columns, everyone)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmr1_jax.config import JudgeConfig
+from rmr1_jax.config import JudgeConfig, JudgeOptions
+from rmr1_jax.data.record_log import GO_ON, RecordLog
 from rmr1_jax.data.sources import RejectsFile, read_preferences
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Preference, preference_from_record
-from rmr1_jax.stages.judgement_log import GO_ON, JudgementLog
 from rmr1_jax.stages.judgement_record import Tally, judgement_record
 from rmr1_jax.stages.progress import JudgingProgress
 
@@ -53,7 +53,7 @@ def judge_file(config: JudgeConfig) -> int:
         )
     settings = run_settings(config)
     preferences = read_preferences(config.input, rejects=rejects)
-    with JudgementLog(Path(config.output)) as log:
+    with RecordLog(Path(config.output)) as log:
         log.check_settings(settings)
         # All of the input is read before the model is, which finds every reject again. What an
         # earlier run rejected may have been mended since.
@@ -71,7 +71,7 @@ def judge_file(config: JudgeConfig) -> int:
 
 
 def judge_rest(
-    config: JudgeConfig, settings: dict[str, object], log: JudgementLog, total: int, tally: Tally
+    config: JudgeConfig, settings: dict[str, object], log: RecordLog, total: int, tally: Tally
 ) -> JudgingProgress:
     """Judge the pairs after the first `log.count` and append their records."""
     judge = load_judge(config)
@@ -136,7 +136,11 @@ def in_input_order(
         requests = _requests(itertools.chain([head], source), asked, swap, max_unwritten)
         position = 0  # of asked[0] in the requests
         for answered, judgements in judge.judge(
-            requests, options, samples=samples, first_index=index, on_progress=on_progress
+            requests,
+            options,
+            samples=samples,
+            indices=itertools.count(index),
+            on_progress=on_progress,
         ):
             answers[answered] = judgements
             while asked and all(position + order in answers for order in range(orders)):
@@ -158,7 +162,7 @@ def _requests(
             yield preference.swapped()
 
 
-def compare_with_input(log: JudgementLog, preferences: Iterable[Preference]) -> tuple[int, Tally]:
+def compare_with_input(log: RecordLog, preferences: Iterable[Preference]) -> tuple[int, Tally]:
     """(number of pairs in the input, counts over the records so far).
 
     Raises UserError unless the records are about the first pairs of the input.
@@ -225,7 +229,7 @@ def _judge_aloud(judge: "Judge", preference: Preference, config: JudgeConfig) ->
             return [end.value]
 
 
-def load_judge(config: JudgeConfig) -> "Judge":
+def load_judge(config: JudgeOptions) -> "Judge":
     """Load the model and say which prompt it is asked with."""
     from rmr1_jax.sampling.judge import Judge
 
@@ -244,7 +248,7 @@ def load_judge(config: JudgeConfig) -> "Judge":
     return judge
 
 
-def sampling_options(config: JudgeConfig) -> "SamplingOptions":
+def sampling_options(config: JudgeOptions) -> "SamplingOptions":
     from rmr1_jax.sampling.judge import SamplingOptions
 
     return SamplingOptions(
@@ -263,15 +267,22 @@ def rejects_path(output: str) -> Path:
 
 
 def run_settings(config: JudgeConfig) -> dict[str, object]:
-    """What makes two runs write the same records; slots and mesh do not matter."""
+    """What makes two runs write the same records."""
+    return {
+        **judge_settings(config),
+        "input": str(Path(config.input).resolve()),
+        "swap": config.swap,
+    }
+
+
+def judge_settings(config: JudgeOptions) -> dict[str, object]:
+    """What makes two judges write the same traces; slots and mesh do not matter."""
     model = Path(config.model)
     sampling = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed"]
-    names = [*sampling, "votes", "swap", "max_context", "dtype"]
     return {
         "model": str(model.resolve()),
         "model_config_sha256": _model_fingerprint(model),
-        "input": str(Path(config.input).resolve()),
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in [*sampling, "votes", "max_context", "dtype"]},
     }
 
 

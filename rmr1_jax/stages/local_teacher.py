@@ -1,6 +1,7 @@
 """A local checkpoint as a teacher: requests that come one by one go to the engine together."""
 
 import asyncio
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -88,7 +89,8 @@ class LocalTeacher:
                     count += 1
                     yield asked[0].messages
 
-            for position, [judgement] in judge.judge(messages(), options, first_index=first_index):
+            indices = itertools.count(first_index)
+            for position, [judgement] in judge.judge(messages(), options, indices=indices):
                 _settle(under_way.pop(position), _reply(judgement))
             first_index += count
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.config import PrepareConfig, Source
 from rmr1_jax.data.catalogue import RowSource, open_source
 from rmr1_jax.data.decontamination import Benchmarks
@@ -221,9 +222,8 @@ def begun(output: Path, settings: dict[str, object]) -> Iterator[None]:
             raise UserError(
                 f"{output}: another run is writing it; wait for that run or choose another --output"
             ) from error
-        part = work / SETTINGS
-        part.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        part.replace(output / SETTINGS)
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        write_whole(output / SETTINGS, text + "\n")
         try:
             yield
         except EmptyMixture:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.data.catalogue import RowSource
 from rmr1_jax.data.splits import SPLITS, Plan
 from rmr1_jax.data.survey import Facts, Status
@@ -62,10 +63,8 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        part = path.with_name(path.name + ".part")
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Report":

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.config import SynthesizeConfig
 from rmr1_jax.data.example import Example
+from rmr1_jax.data.record_log import GO_ON, RecordLog
 from rmr1_jax.data.replies import Replies
 from rmr1_jax.data.sources import RejectsFile, read_preferences
 from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.data.synthesis import Examples, Report, Synthesis, check_examples
 from rmr1_jax.judging import JudgePrompt, load_prompt
-from rmr1_jax.stages.judgement_log import GO_ON, JudgementLog
 from rmr1_jax.stages.self_made import make_pairs, synthesize_defaults
 from rmr1_jax.stages.synthesis_passes import ask_directly, read_batches, write_batches
 from rmr1_jax.stages.synthesis_report import report_table
@@ -44,7 +45,7 @@ def synthesize(config: SynthesizeConfig) -> Report:
     make_pairs(config.input)
     formats, prompt, output = teacher_formats(config), judge_prompt(config), Path(config.output)
     settings = run_settings(config, prompt)
-    with JudgementLog(output / "replies.jsonl") as log:
+    with RecordLog(output / "replies.jsonl") as log:
         log.check_settings(settings, even_if_empty=any(output.glob("pass[12].*.jsonl")))
         rejects = RejectsFile(output / "input.rejects.jsonl")
         rejects.path.unlink(missing_ok=True)
@@ -85,9 +86,7 @@ def synthesize(config: SynthesizeConfig) -> Report:
 def write_report(report: Report, path: Path) -> None:
     """Write the counts as JSON, whole or not at all."""
     text = json.dumps(report.record(), indent=2, ensure_ascii=False)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text + "\n")
 
 
 def load_examples(config: SynthesizeConfig, rejects: RejectsFile) -> Examples:

@@ -7,11 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.errors import UserError
+from rmr1_jax.parallel.processes import decided_by_first
 from rmr1_jax.training.metrics import METRICS
 
 CONFIG = "config.json"
@@ -35,20 +33,9 @@ def open_workdir(
     Raises:
       UserError: it holds another run, whose configuration differs (shown), or other files.
     """
-    goes_on, failure = False, None
-    if jax.process_index() == 0:
-        try:
-            goes_on = _open(workdir, config, may_change, made_again)
-        except (UserError, OSError) as error:
-            failure = error
-    if jax.process_count() > 1:
-        answer = np.array([goes_on, failure is not None])
-        goes_on, refused = (bool(said) for said in multihost_utils.broadcast_one_to_all(answer))
-        if refused and failure is None:
-            raise UserError(f"{workdir} cannot be used; the first process says why")
-    if failure is not None:
-        raise failure
-    return goes_on
+    return bool(
+        decided_by_first(lambda: _open(workdir, config, may_change, made_again), about=workdir)
+    )
 
 
 def _open(
@@ -98,10 +85,8 @@ def _remove(path: Path) -> None:
 
 
 def write_config(file: Path, config: Any) -> None:
-    temporary = file.with_suffix(".part")
     text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, text + "\n")
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The engine gives what one sequence alone would give, whatever shares its program."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,18 +14,23 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.kv_cache import empty_cache
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling import engine
 from rmr1_jax.sampling.driver import Engine, Request, Sample
-from rmr1_jax.sampling.engine import PREFILL_CHUNK, generate
+from rmr1_jax.sampling.engine import generate
+from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.programs import prompt_width, ring_size
+from rmr1_jax.sampling.queue import common_length
 from rmr1_jax.sampling.state import EngineState, Requests, init_state
 from tests.sampling.conftest import VOCAB, random_requests
 
 
-def answers(engine: Engine, requests: list[Request]) -> list[list[Sample]]:
+def answers(
+    engine: Engine, requests: list[Request], prefix: Sequence[int] = ()
+) -> list[list[Sample]]:
     longest = max(request.max_new_tokens for request in requests)
-    found = dict(engine.generate(requests, max_new_tokens=longest))
+    found = dict(engine.generate(requests, max_new_tokens=longest, prefix=prefix))
     return [found[index] for index in range(len(requests))]
 
 
@@ -161,6 +166,66 @@ def test_a_prompt_is_prefilled_once_for_its_group(config: ModelConfig, weights: 
     assert work[1] == work[7] == chunks * PREFILL_CHUNK
 
 
+@pytest.mark.parametrize(("length", "samples"), [(40, 1), (300, 1), (600, 3)])
+def test_a_common_prefix_is_computed_once(
+    config: ModelConfig, weights: Params, length: int, samples: int
+) -> None:
+    """Tokens and log-probabilities stay: also of prompts that have none of it, or little else."""
+    requests, prefix = requests_with_prefix(length)
+    every = Engine(config, weights, slots=4, group_size=samples, chunk_steps=9)
+    expected, without = answers(every, requests), every.work.prefill_tokens
+    found = answers(every, requests, prefix=prefix)
+    assert texts(found) == texts(expected)
+    for some, others in zip(found, expected, strict=True):
+        for one, other in zip(some, others, strict=True):
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    assert without == sum(computed(request.tokens, 0) for request in requests)
+    rest = [common_length(request.tokens[:-1], prefix) for request in requests]
+    assert rest.count(length) == 8 and rest[8:] == [0, length // 2, length - 1]
+    assert every.work.prefill_tokens == computed_once(prefix) + sum(
+        computed(request.tokens, shared) for request, shared in zip(requests, rest, strict=True)
+    )
+
+
+def requests_with_prefix(length: int) -> tuple[list[Request], list[int]]:
+    """Eight prompts that begin with it; one without it, one with half of it, it alone."""
+    prefix = np.random.default_rng(7).integers(1, VOCAB, length).tolist()
+    requests = [
+        replace(request, tokens=prefix + request.tokens)
+        for request in random_requests(8, longest_response=30, seed=3, temperature=1.0)
+    ]
+    requests[5] = replace(requests[5], tokens=[*prefix, 9])
+    half = [*prefix[: length // 2], 0, 1, 2]
+    others = [Request([0, 4, 8], 20), Request(half, 5), Request(prefix, 7)]
+    return [*requests, *others], prefix
+
+
+def computed(tokens: list[int], shared: int) -> int:
+    """Positions of a prefill in whole chunks."""
+    return -(-(len(tokens) - 1 - shared) // PREFILL_CHUNK) * PREFILL_CHUNK
+
+
+def computed_once(prefix: list[int]) -> int:
+    """Positions of a prefix: its chunks are no wider than its cache."""
+    chunk = min(PREFILL_CHUNK, prompt_width(len(prefix)))
+    return -(-len(prefix) // chunk) * chunk
+
+
+def test_log_odds_of_two_tokens_are_those_of_the_plain_forward(
+    config: ModelConfig, weights: Params, logits_of: Callable[[list[int]], np.ndarray]
+) -> None:
+    requests = [
+        replace(request, versus=(3 + index, 90))
+        for index, request in enumerate(random_requests(3, longest_response=20, temperature=0.5))
+    ]
+    for request, [sample] in zip(
+        requests, answers(Engine(config, weights, slots=2), requests), strict=True
+    ):
+        logits = logits_of(request.tokens + sample.tokens.tolist()[:-1])[len(request.tokens) - 1 :]
+        expected = logits[:, request.versus[0]] - logits[:, 90]
+        np.testing.assert_allclose(sample.margins, expected, atol=1e-4)
+
+
 def test_freed_slots_are_refilled_at_once(config: ModelConfig, weights: Params) -> None:
     """No slot idles while a sample waits: the steps are those of an ideal list schedule."""
     requests = random_requests(40, longest_prompt=20, longest_response=60, seed=6)
@@ -255,14 +320,20 @@ def test_sampling_parameters_and_lengths_recompile_nothing(
     assert some.programs.run._cache_size() == compiled
 
 
+@pytest.mark.parametrize("prefix_width", [0, 64])
 @pytest.mark.parametrize(("samples", "slots"), [(1, 6), (3, 6)])
 def test_no_cache_is_copied_while_decoding(
-    config: ModelConfig, weights: Params, samples: int, slots: int
+    config: ModelConfig, weights: Params, samples: int, slots: int, prefix_width: int
 ) -> None:
     _, state = one_program(config, samples, slots)
+    if prefix_width:
+        state = replace(state, prefix=empty_cache(config, 1, prefix_width, jnp.float32))
     run = jax.jit(partial(engine.run, config), donate_argnums=1)
     text = run.lower(weights, state, 100, 0).compile().as_text() or ""
-    shapes = {",".join(map(str, leaf.shape)) for leaf in (*state.prompts[0], *state.responses[0])}
+    shapes = {
+        ",".join(map(str, leaf.shape))
+        for leaf in jax.tree.leaves((state.prompts, state.responses, state.prefix))
+    }
     copies = re.findall(r"= f32\[([0-9,]+)\][^ ]* copy\(", text)
     assert not shapes & set(copies)
     # Nor is any written whole: each update is one column of all slots, or one chunk of a prompt.

@@ -15,7 +15,7 @@ from rmr1_jax.parallel.rules import DECODING_RULES, axis_sizes, even_rules, shar
 from rmr1_jax.sampling.driver import Engine
 from rmr1_jax.sampling.engine import unstack_layers
 from tests.sampling.conftest import random_requests
-from tests.sampling.test_engine import answers, texts
+from tests.sampling.test_engine import answers, computed_once, requests_with_prefix, texts
 
 
 def engine_on(mesh: Mesh, config: ModelConfig, params: Params, samples: int) -> Engine:
@@ -37,6 +37,22 @@ def test_any_mesh_gives_the_tokens_of_one_device(
     expected = texts(answers(Engine(config, weights, slots=4, group_size=samples), requests))
     mesh = make_mesh(MeshShape(*shape), jax.devices()[: math.prod(shape)])
     assert texts(answers(engine_on(mesh, config, params, samples), requests)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples"), [((8, 1, 1), 1), ((2, 2, 2), 3)], ids=lambda x: str(x)
+)
+def test_every_data_group_computes_a_common_prefix(
+    config: ModelConfig, params: Params, weights: Params, shape: tuple[int, ...], samples: int
+) -> None:
+    requests, prefix = requests_with_prefix(300)
+    expected = texts(answers(Engine(config, weights, slots=4, group_size=samples), requests))
+    some = engine_on(make_mesh(MeshShape(*shape)), config, params, samples)
+    assert texts(answers(some, requests, prefix=prefix)) == expected
+    whole = Engine(config, weights, slots=4, group_size=samples)
+    answers(whole, requests, prefix=prefix)
+    more = (some.programs.groups - 1) * computed_once(prefix)
+    assert some.work.prefill_tokens == whole.work.prefill_tokens + more
 
 
 def test_heads_are_split_and_weights_are_not_gathered_in_the_decode_loop(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rmr1_jax import Judge as PublicJudge
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Message, Preference
+from rmr1_jax.sampling.forcing import CLOSING, closing_text
 from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions, choose_prompt
 
 PAIRS = [
@@ -99,7 +100,111 @@ def test_votes_share_a_prompt_and_differ(judge: Judge) -> None:
 def test_a_later_start_draws_the_same_as_an_unbroken_run(judge: Judge) -> None:
     options = SamplingOptions(max_new_tokens=10, temperature=1.0)
     unbroken = by_index(judge.judge(PAIRS, options))
-    assert by_index(judge.judge(PAIRS[1:], options, first_index=1)) == unbroken[1:]
+    assert by_index(judge.judge(PAIRS[1:], options, indices=[1, 2])) == unbroken[1:]
+
+
+def test_an_index_for_every_preference(judge: Judge) -> None:
+    with pytest.raises(ValueError, match="no index for preference 1"):
+        list(judge.judge(PAIRS, SamplingOptions(max_new_tokens=2), indices=[4]))
+
+
+def test_what_all_prompts_begin_with_is_computed_once(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system message; the pair with several turns has less in common, and says the same."""
+    options = SamplingOptions(max_new_tokens=24)
+    found = by_index(judge.judge(PAIRS, options))
+    engine = judge._engine(1, judge.slots, 64)
+    once = engine.work.prefill_tokens
+    prefix = judge.shared_prefix()
+    assert judge.tokenizer.decode(prefix).endswith("[Client Question]\n")
+    monkeypatch.setattr("rmr1_jax.sampling.judge.SHORTEST_PREFIX", 10_000)
+    assert judge.shared_prefix() == []
+    expected = by_index(judge.judge(PAIRS, options))
+    assert engine.work.prefill_tokens - once >= 2 * len(prefix) - 256
+    for [one], [other] in zip(found, expected, strict=True):
+        assert (one.trace, one.prompt_tokens) == (other.trace, other.prompt_tokens)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+# ---- budget forcing
+
+
+def test_a_trace_over_its_budget_is_closed_and_gives_its_verdict(
+    judge: Judge, minimind_dir: Path
+) -> None:
+    cut = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=6)))
+    found = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=50), budget=6))
+    model: Any = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32)
+    a, b = judge.reader.versus or (0, 0)
+    for preference, [before], [judgement] in zip(PAIRS, cut, found, strict=True):
+        assert before.problem == "truncated" and not before.forced
+        assert judgement.forced and judgement.problem in (None, "none")
+        closed = before.trace + CLOSING["chain_of_rubrics"]
+        assert judgement.trace.startswith(closed)
+        assert 6 < judgement.trace_tokens <= 6 + 8
+        assert judgement.prompt_tokens == before.prompt_tokens
+        assert judgement.verdict or preference is not PAIRS[0]
+        if judgement.verdict:
+            prompt = judge.prompt_tokens(preference) + judge.reader.encode(closed)
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt])).logits[0, -1]
+            expected = torch.sigmoid(logits[a] - logits[b]).item()
+            assert judgement.confidence == pytest.approx(expected, abs=1e-3)
+
+
+def test_every_sample_over_its_budget_is_asked_for_its_own_verdict(judge: Judge) -> None:
+    options = SamplingOptions(max_new_tokens=5, temperature=1.0)
+    plain = by_index(judge.judge(PAIRS, options, samples=2))
+    written: list[int] = []
+    found = by_index(
+        judge.judge(
+            PAIRS,
+            options,
+            samples=2,
+            budget=5,
+            on_progress=lambda progress: written.append(progress.tokens),
+        )
+    )
+    for samples, cut in zip(found, plain, strict=True):
+        assert all(s.trace.startswith(c.trace) for s, c in zip(samples, cut, strict=True))
+        assert all(sample.forced for sample in samples)
+        assert len({sample.trace for sample in samples}) == 2
+    assert written == sorted(written)
+    assert written[-1] == sum(judgement.trace_tokens for group in found for judgement in group)
+
+
+def test_cut_traces_do_not_wait_for_the_end(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmr1_jax.sampling.judge.CUT_AT_ONCE", 2)
+    asked: list[int] = []
+
+    def preferences() -> Iterator[Preference]:
+        for number in range(24):
+            asked.append(number)
+            yield PAIRS[number % 3]
+
+    options = SamplingOptions(max_new_tokens=2)
+    stream = judge.judge(preferences(), options, budget=2)
+    first, _ = next(stream)
+    assert len(asked) < 24
+    rest = [position for position, _ in stream]
+    assert sorted([first, *rest]) == list(range(24))
+
+
+def test_without_room_for_the_closing_a_trace_stays_truncated(minimind_dir: Path) -> None:
+    length = len(Judge.load(minimind_dir).prompt_tokens(PAIRS[0]))
+    short = Judge.load(minimind_dir, max_context=length + 8)
+    [[judgement]] = by_index(short.judge(PAIRS[:1], SamplingOptions(max_new_tokens=4), budget=4))
+    assert judgement.problem == "truncated" and not judgement.forced
+
+
+def test_thinking_is_ended_once() -> None:
+    assert closing_text("reasoning", "<think> so").startswith("\n</think>")
+    assert "</think>" not in closing_text("reasoning", "<think> so </think> Thus")
+    assert closing_text("chain_of_rubrics", "<type>") == "\n\n<answer>[["
+
+
+# ---- bad input
 
 
 def test_a_prompt_over_the_context_is_named_and_the_others_go_on(judge: Judge) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +44,8 @@ class Judgement:
     trace_tokens: int
     finish_reason: Any
     logprob: float | None
+    confidence: float | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class FakeJudge:
     loads: list[dict[str, Any]] = field(default_factory=list)
     judged: list[str] = field(default_factory=list)  # ids, as they were asked for
     interrupt_after: int | None = None
+    max_context: int = 4096
+    asked: list[dict[str, Any]] = field(default_factory=list)  # how `judge` was called
+
+    def prompt_tokens(self, preference: Preference) -> list[int]:
+        """As many as the pair has characters, about."""
+        if "too long" in preference.response_a:
+            return [0] * 9000
+        return [0] * (len(preference.response_a) + len(preference.response_b))
 
     def judge(
         self,
@@ -73,27 +83,29 @@ class FakeJudge:
         options: SamplingOptions,
         *,
         samples: int = 1,
-        first_index: int = 0,
+        indices: Iterable[int] | None = None,
+        budget: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[tuple[int, list[Judgement]]]:
-        queue, tokens = enumerate(preferences), 0
-        shuffle = random.Random(first_index)
-        running: list[tuple[int, Preference]] = []
+        self.asked.append({"samples": samples, "budget": budget, "options": options})
+        queue, tokens = enumerate(zip(preferences, indices or count(), strict=False)), 0
+        shuffle = random.Random(0)
+        running: list[tuple[int, tuple[Preference, int]]] = []
         while True:
             running += islice(queue, self.slots - len(running))
             if not running:
                 return
-            fast = [item for item in running if "slow" not in item[1].response_a] or running
+            fast = [item for item in running if "slow" not in item[1][0].response_a] or running
             running.remove(item := shuffle.choice(fast))
-            index, preference = item
+            position, (preference, index) = item
             if self.interrupt_after is not None and len(self.judged) == self.interrupt_after:
                 raise KeyboardInterrupt
             self.judged.append(preference.id)
-            group = [self.one(preference, options, first_index + index, n) for n in range(samples)]
+            group = [self.one(preference, options, index, n) for n in range(samples)]
             tokens += sum(judgement.trace_tokens for judgement in group)
             if on_progress:
                 on_progress(Progress(tokens, len(running)))
-            yield index, group
+            yield position, group
 
     def stream(
         self, preference: Preference, options: SamplingOptions

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from rmr1_jax.data.record_log import RecordLog
 from rmr1_jax.judging import reasoning
-from rmr1_jax.stages.judgement_log import JudgementLog
 
 
 # A sampled run takes the longer to judge; what a kill leaves is the same, so fewer will do.
@@ -129,6 +129,6 @@ def test_a_line_that_is_no_record_is_named(stage: Any, capsys: pytest.CaptureFix
 
 
 def test_two_runs_do_not_write_one_file(stage: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with JudgementLog(stage.output):
+    with RecordLog(stage.output):
         assert stage.run([stage.pair(1)]) == 2
     assert "another run is writing it" in capsys.readouterr().err

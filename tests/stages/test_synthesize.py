@@ -477,7 +477,7 @@ class TestLocal:
                 return cls()
 
             def judge(
-                self, messages: Iterable[Any], options: Any, *, first_index: int
+                self, messages: Iterable[Any], options: Any, *, indices: Iterable[int]
             ) -> Iterator[tuple[int, list[Any]]]:
                 asked = list(enumerate(messages))
                 for position, [*_, user] in reversed(asked):

@@ -90,7 +90,8 @@ def make_prompts(count: int = PROMPTS) -> PromptSet:
 def trace(text: str, *, whole: bool = True) -> Sample:
     tokens = TOKENIZER.encode(text, add_special_tokens=False) + [END] * whole
     logprobs = np.full(len(tokens), -1.0, np.float32)
-    return Sample(np.array(tokens, np.int32), logprobs, logprobs, "stop" if whole else "length")
+    finish: Any = "stop" if whole else "length"
+    return Sample(np.array(tokens, np.int32), logprobs, logprobs, np.zeros_like(logprobs), finish)
 
 
 Script = Callable[[Prompt], list[Sample]]

@@ -1,4 +1,4 @@
-"""The output file of the judge stage: records appended in input order, none lost or repeated.
+"""A file of records that a stage goes on with after a kill: appended one by one, none half written.
 
 Beside `verdicts.jsonl` lies `verdicts.jsonl.run.json`: the settings that its records were made
 with. A run with other settings may not go on in the same file.
@@ -14,19 +14,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.errors import UserError
 
 GO_ON = "run the same command again: it goes on after the last finished record"
 
 
-class JudgementLog:
+class RecordLog:
     """Opens (or creates) `path`, cuts off a record that a kill left half written, and appends.
 
-    One process at a time holds it. Raises UserError where the file cannot be opened or written.
+    One process at a time holds it. The settings are in `info`, by default beside it. Raises
+    UserError where the file cannot be opened or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, info: Path | None = None) -> None:
         self.path = path
+        self._info_path = info or path.with_name(path.name + ".run.json")
         self.count = 0  # whole records in the file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,23 +128,7 @@ class JudgementLog:
 
     def write_run_info(self, info: Mapping[str, object]) -> None:
         """Record the settings, whole or not at all."""
-        part = self._info_path.with_name(self._info_path.name + ".part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(info, file, indent=2, ensure_ascii=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._info_path)
-        except OSError as error:
-            raise UserError(
-                f"{self._info_path}: cannot be written ({error.strerror}); "
-                "free space or choose another --output"
-            ) from error
-
-    @property
-    def _info_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".run.json")
+        write_whole(self._info_path, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
