@@ -32,7 +32,7 @@ endef
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(VENV)/.base ## install, make data, train a small judge on them and judge with it, on the CPU
+demo: $(VENV)/.base ## install, make data, train a small judge on them and evaluate it, on the CPU
 	$(BIN)/python -m rmr1_jax.main --stage=demo
 
 test: lint $(VENV)/.model ## install, then lint and run all tests

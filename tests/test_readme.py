@@ -13,7 +13,7 @@ from rmr1_jax.config import (
     STAGES,
     ConvertConfig,
     GrpoConfig,
-    JudgeConfig,
+    JudgeOptions,
     SftConfig,
     option_types,
     parse_config,
@@ -50,7 +50,7 @@ def test_a_command_parses_and_passes_the_checks(
     stage, arguments = take_option(split(command), "stage")
     assert stage in STAGES
     config: Any = parse_config(stage, arguments)
-    if isinstance(config, JudgeConfig | SftConfig | GrpoConfig):
+    if isinstance(config, JudgeOptions | SftConfig | GrpoConfig):
         assert config.model == ("runs/sft_qwen2_5_7b" if stage == "grpo" else "MODEL_DIR")
         config = replace(config, model=str(tmp_path))
     config.check()

@@ -9,6 +9,7 @@ import pytest
 
 from rmr1_jax.config import (
     STAGES,
+    EvaluateConfig,
     GrpoConfig,
     JudgeConfig,
     SftConfig,
@@ -57,6 +58,8 @@ def with_files(config: Any, folder: Path) -> Any:
     """The configuration with files that exist where a recipe leaves them to the user."""
     if isinstance(config, JudgeConfig):
         return replace(config, model=str(folder), input="pairs.jsonl", output="verdicts.jsonl")
+    if isinstance(config, EvaluateConfig):
+        return replace(config, model=str(folder), output=str(folder))
     if isinstance(config, GrpoConfig):
         return replace(
             config, model=str(folder), data=replace(config.data, train=config.data.train or "PAIRS")

@@ -7,8 +7,8 @@ from rmr1_jax.config.checks import at_least
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Make pairs and traces, train a small judge from random weights in both stages, and judge
-    with it; minutes on a CPU."""
+    """Make pairs and traces, train a small judge from random weights in both stages, and evaluate
+    it; minutes on a CPU."""
 
     workdir: str = "demo"
     """Where everything goes. The same command again goes on in it."""

@@ -1,5 +1,6 @@
 """What the stages do when nothing is asked for: the self-made task, sized for two CPU cores."""
 
+from rmr1_jax.config.evaluate import EvaluateConfig
 from rmr1_jax.config.grpo import (
     AdvantageConfig,
     GrpoConfig,
@@ -18,7 +19,7 @@ from rmr1_jax.config.sft import (
 from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
 
 PAIRS, TRACES = "data/self_made", "data/self_made_traces"
-SFT = "runs/sft_self_made"
+SFT, GRPO = "runs/sft_self_made", "runs/grpo_self_made"
 # Verdicts can be verified, reasons cannot: traces that guess right stay. A model that imitates them
 # guesses, too; reinforcement learning finds out that solving pays.
 HASTE = 0.6
@@ -60,7 +61,7 @@ def self_made_sft() -> SftConfig:
 def self_made_grpo() -> GrpoConfig:
     """From the SFT run, which guesses about sums, to a judge that solves; some minutes."""
     return GrpoConfig(
-        workdir="runs/grpo_self_made",
+        workdir=GRPO,
         model=SFT,
         data=PromptsConfig(train=PAIRS, max_prompt=128, both_orders=True),
         batch_size=64,
@@ -77,4 +78,17 @@ def self_made_grpo() -> GrpoConfig:
         checkpoint=CheckpointConfig(every=20),
         validation=ValidationConfig(every=20, judge=PAIRS, pairs=200, max_new_tokens=64),
         samples=SamplesConfig(every=20),
+    )
+
+
+def self_made_evaluate() -> EvaluateConfig:
+    """The judge of the GRPO run on held-out pairs, in both orders; a minute."""
+    return EvaluateConfig(
+        model=GRPO,
+        output="runs/evaluate_self_made",
+        benchmarks="preferences",
+        preferences=PAIRS,
+        order="both",
+        limit=200,
+        max_new_tokens=64,
     )

@@ -1,5 +1,6 @@
-"""`--stage=demo`: pairs, traces, a judge trained on both from nothing, and what it then writes."""
+"""`--stage=demo`: pairs, traces, a judge trained on both from nothing, and how well it judges."""
 
+import itertools
 import json
 import sys
 import time
@@ -16,17 +17,19 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rmr1_jax.config import AdvantageConfig, DemoConfig, GrpoConfig, JudgeConfig, SftConfig
+from rmr1_jax.config import AdvantageConfig, DemoConfig, EvaluateConfig, GrpoConfig, SftConfig
 from rmr1_jax.config.self_made import (
+    self_made_evaluate,
     self_made_grpo,
     self_made_prepare,
     self_made_sft,
     self_made_synthesize,
 )
-from rmr1_jax.data import read_preferences
-from rmr1_jax.data.store import ExampleStore
-from rmr1_jax.judging import Preference, parse
-from rmr1_jax.stages import grpo, judge, prepare, sft, synthesize
+from rmr1_jax.evaluation.record import Record
+from rmr1_jax.evaluation.report import write_comparison
+from rmr1_jax.evaluation.store import Results
+from rmr1_jax.judging import parse
+from rmr1_jax.stages import evaluate, grpo, prepare, sft, synthesize
 from rmr1_jax.stages.judge import WHY_NO_VERDICT
 from rmr1_jax.training.curves import draw_stages
 from rmr1_jax.training.metrics import read_metrics
@@ -43,7 +46,7 @@ The same stages train a real judge; configs/ has the recipes of RM-R1. For examp
 
 
 def run(config: DemoConfig) -> int:
-    """Prepare, synthesize, train and judge in one directory, and show it. Returns an exit status.
+    """Prepare, synthesize, train and evaluate in one directory, and show it; an exit status.
 
     The same command again goes on where an earlier one was stopped.
     """
@@ -68,21 +71,14 @@ def run(config: DemoConfig) -> int:
         status = grpo.run(second)
     if status:
         return status
-    heading(5, "judge: held-out pairs, each in both orders")
-    held_out, verdicts = workdir / "held_out.jsonl", workdir / "verdicts.jsonl"
-    write_pairs(ExampleStore(pairs), held_out, JUDGED)
-    with times.measure("judge"):
-        judge.run(
-            JudgeConfig(
-                model=second.workdir,
-                input=str(held_out),
-                output=str(verdicts),
-                max_new_tokens=second.validation.max_new_tokens,
-                swap=True,
-                slots=64,
-            )
-        )
-    show(held_out, verdicts)
+    judges = first.workdir, second.workdir
+    heading(5, "evaluate: both judges on held-out pairs, each in both orders")
+    results = {Path(judge).name: workdir / "evaluation" / Path(judge).name for judge in judges}
+    with times.measure("evaluate"):
+        for judge, output in zip(judges, results.values(), strict=True):
+            evaluate.run(evaluate_config(second, judge, output, pairs))
+    compared = write_comparison(list(results.values()), workdir / "evaluation")
+    show(Results(results["grpo"]))
     print(summary(Path(first.workdir), Path(second.workdir)))
     picture = draw_stages(
         [("supervised fine-tuning", first.workdir), ("GRPO", second.workdir)],
@@ -90,6 +86,7 @@ def run(config: DemoConfig) -> int:
         "held-out pairs judged right",
     )
     print(f"On one picture: {picture}. Traces with their rewards: {second.workdir}/samples.html.")
+    print(f"What they judged, and where they disagree: {compared}.")
     print(f"Seconds: {times}.\n")
     print(CLOSING.format(command=f"{shown(Path(sys.executable))} -m rmr1_jax.main"))
     return 0
@@ -125,27 +122,28 @@ def grpo_config(config: DemoConfig, pairs: Path, model: str) -> GrpoConfig:
     )
 
 
-def write_pairs(store: ExampleStore, file: Path, number: int) -> None:
-    """Held-out pairs in the layout that `--stage=judge` reads."""
-    split = store.split("validation")
-    with file.open("w", encoding="utf-8") as out:
-        for index in range(min(number, len(split))):
-            pair = split[index].preference
-            assert pair is not None  # the self-made source has no rendered prompts
-            record = {"id": pair.id, "question": pair.context[-1].content, "label": pair.label}
-            record |= {"response_a": pair.response_a, "response_b": pair.response_b}
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+def evaluate_config(trained: GrpoConfig, judge: str, output: Path, pairs: Path) -> EvaluateConfig:
+    """The self-made recipe of evaluation, for one of the judges."""
+    return replace(
+        self_made_evaluate(),
+        model=judge,
+        output=str(output),
+        preferences=str(pairs),
+        limit=JUDGED,
+        max_new_tokens=trained.validation.max_new_tokens,
+        slots=64,
+    )
 
 
-def show(held_out: Path, verdicts: Path) -> None:
+def show(results: Results) -> None:
     """A few judgements in full, with what the parser found in each."""
     console = Console(highlight=False)
-    pairs = read_preferences(held_out, rejects=lambda line, reason, text: None)
-    with verdicts.open(encoding="utf-8") as file:
-        for number, (pair, line) in enumerate(zip(pairs, file, strict=False), start=1):
-            if number > SHOWN:
-                break
-            console.print(pair_panel(f"judgement {number}: {pair.id}", pair, json.loads(line)))
+    records = results.read()["preferences"]  # of each pair, chosen at A and chosen at B
+    with results.items_file("preferences").open(encoding="utf-8") as items:
+        for number, line in enumerate(itertools.islice(items, SHOWN)):
+            record = records[2 * number + number % 2]
+            title = f"judgement {number + 1}: {record.id}"
+            console.print(judgement_panel(title, json.loads(line), record))
 
 
 def summary(first: Path, second: Path) -> str:
@@ -193,24 +191,32 @@ class Times:
             self.compiling += duration_secs
 
 
-def pair_panel(title: str, pair: Preference, record: Mapping[str, Any]) -> Panel:
-    """One pair, the trace about it, what the parser found in that, and verdict against label."""
+def judgement_panel(title: str, item: Mapping[str, Any], record: Record) -> Panel:
+    """One pair, the trace about it, what the parser found in that, and verdict against label.
+
+    Args:
+      item: its line of the items file.
+    """
     names = {"system": "System", "user": "Client", "assistant": "Chatbot"}
-    fields = [(names[message.role], message.content) for message in pair.context]
-    fields += [("Response A", pair.response_a), ("Response B", pair.response_b)]
-    cut = "cut off at " if record["finish_reason"] == "length" else ""
-    verdict, label = record["verdict"], record["label"]
-    if verdict is None:
-        outcome = f"none ({WHY_NO_VERDICT[record['problem']]}); the label is {label}"
+    fields = [(names[message["role"]], message["content"]) for message in item["conversation"]]
+    label, trace = record.chosen_position, record.trace or ""
+    responses = item["chosen"], item["rejected"]
+    fields += zip(
+        ("Response A", "Response B"), responses[:: 1 if label == "A" else -1], strict=True
+    )
+    cut = "cut off at " if record.problem == "truncated" else ""
+    if record.verdict is None:
+        outcome = f"none ({WHY_NO_VERDICT[record.problem]}); the label is {label}"
     else:
-        outcome = f"{verdict}, {'as' if verdict == label else 'against'} the label {label}"
+        agrees = "as" if record.verdict == label else "against"
+        outcome = f"{record.verdict}, {agrees} the label {label}"
     return Panel(
         Group(
             grid(*fields),
-            Rule(f"trace, {cut}{record['trace_tokens']} tokens", style="dim"),
-            Text(record["trace"].strip()),
+            Rule(f"trace, {cut}{record.trace_tokens} tokens", style="dim"),
+            Text(trace.strip()),
             Rule("what the parser found", style="dim"),
-            grid(*found(record["trace"])),
+            grid(*found(trace)),
             Rule(style="dim"),
             grid(("Verdict", outcome)),
         ),

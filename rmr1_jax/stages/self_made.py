@@ -1,15 +1,19 @@
 """The embedded default of the training stages: the self-made task, made where it is absent."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmr1_jax.config import GrpoConfig, PrepareConfig, SftConfig, SynthesizeConfig
+from rmr1_jax.config import EvaluateConfig, GrpoConfig, PrepareConfig, SftConfig, SynthesizeConfig
+from rmr1_jax.config.evaluate import BENCHMARKS
 from rmr1_jax.config.self_made import (
+    GRPO,
     PAIRS,
     SFT,
     TRACES,
+    self_made_evaluate,
     self_made_grpo,
     self_made_prepare,
     self_made_sft,
@@ -50,6 +54,14 @@ def grpo_defaults(config: GrpoConfig) -> GrpoConfig:
     return _changed(self_made_grpo(), config, GrpoConfig())
 
 
+def evaluate_defaults(config: EvaluateConfig) -> EvaluateConfig:
+    """The same for evaluation, where neither a judge nor records or benchmarks are named."""
+    named = config.model, config.score_only, config.import_logs, config.compare
+    if any(named) or any(getattr(config, name) for name in BENCHMARKS):
+        return config
+    return _changed(self_made_evaluate(), config, EvaluateConfig())
+
+
 def _changed(target: Any, given: Any, default: Any) -> Any:
     """`target` with the fields in which `given` differs from `default`."""
     changes = {}
@@ -85,12 +97,30 @@ def make_sft(path: str) -> None:
     Raises UserError where it was stopped by a signal.
     """
     recipe = self_made_sft()
-    if path != SFT or (Path(path) / CHECKPOINTS / str(recipe.max_steps)).is_dir():
-        return
-    from rmr1_jax.stages.sft import run
+    if path == SFT and not _is_trained(recipe):
+        from rmr1_jax.stages.sft import run
 
+        _train(run, recipe)
+
+
+def make_grpo(path: str) -> None:
+    """Train the judge that is evaluated, if that is meant and not finished. Raises UserError."""
+    recipe = self_made_grpo()
+    if path == GRPO and not _is_trained(recipe):
+        from rmr1_jax.stages.grpo import run
+
+        _train(run, recipe)
+
+
+def _is_trained(recipe: SftConfig | GrpoConfig) -> bool:
+    return (Path(recipe.workdir) / CHECKPOINTS / str(recipe.max_steps)).is_dir()
+
+
+def _train(run: Callable[[Any], int], recipe: SftConfig | GrpoConfig) -> None:
     if run(recipe):
-        raise UserError(f"the SFT run in {path} was stopped; the same command goes on with it")
+        raise UserError(
+            f"the run in {recipe.workdir} was stopped; the same command goes on with it"
+        )
 
 
 def _is_distilled(directory: Path) -> bool:

@@ -1,7 +1,6 @@
 """Traces of a run to read: `samples.jsonl` has them all, `samples.html` shows the latest groups."""
 
 import json
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,20 +14,12 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from rmr1_jax.judging import Side, answer
+from rmr1_jax.judging.markup import pieces
 from rmr1_jax.training.metrics import keep_until
 
 SAMPLES = "samples.jsonl"
 PAGE = "samples.html"
 GROUPS_SHOWN = 40
-
-# A part may hold tags; a section also ends where the next one begins (as in judging/verdict.py).
-SECTIONS = {"type", "rubric", "solution", "eval", "answer"}
-PARTS = SECTIONS | {"think", "justify", "quote_A", "quote_B", "summary_A", "summary_B"}
-_MARKS = re.compile(
-    rf"<(?P<close>/?)(?P<name>{'|'.join(sorted(PARTS))})>"
-    r"|(?P<verdict>\[\[[AB]\]\])"
-    r"|(?P<special><[|\uff5c][^|\uff5c\s]{1,40}[|\uff5c]>)"
-)
 
 Record = Mapping[str, Any]
 
@@ -141,35 +132,15 @@ def highlighted(text: str, *, parts: bool = True) -> Markup:
     Always well-formed, whatever the text opens and does not close.
     """
     html: list[str] = []
-    open_parts: list[str] = []
-    if parts and "</think>" in text and not text.lstrip().startswith("<think>"):
-        # R1 templates put the opening tag into the prompt.
-        open_parts.append("think")
-        html.append('<span class="part think">')
-    end = 0
-    for mark in _MARKS.finditer(text):
-        html.append(str(escape(text[end : mark.start()])))
-        end = mark.end()
-        name = mark["name"]
-        shown = f'<b class="mark {name or mark.lastgroup}">{escape(mark[0])}</b>'
-        # What a judge only muses about is not taken for its judgement.
-        musing = "think" in open_parts and name != "think"
-        if not parts or name is None or musing:
-            html.append(shown)
-        elif mark["close"]:
-            html.append(shown)
-            if name in open_parts:
-                while open_parts.pop() != name:
-                    html.append("</span>")
-                html.append("</span>")
+    for kind, shown, name in pieces(text, parts=parts):
+        if kind == "open":
+            html.append(f'<span class="part {name}">')
+        elif kind == "close":
+            html.append("</span>")
+        elif kind == "mark":
+            html.append(f'<b class="mark {name}">{escape(shown)}</b>')
         else:
-            if name in SECTIONS:
-                html.append("</span>" * len(open_parts))
-                open_parts.clear()
-            open_parts.append(name)
-            html.append(f'<span class="part {name}">{shown}')
-    html.append(str(escape(text[end:])))
-    html.append("</span>" * len(open_parts))
+            html.append(str(escape(shown)))
     return Markup("".join(html))
 
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from rmr1_jax.config import DemoConfig
 from rmr1_jax.config.self_made import self_made_grpo, self_made_prepare, self_made_sft
-from rmr1_jax.data.self_made import self_made_preferences
 from rmr1_jax.errors import UserError
+from rmr1_jax.evaluation.record import Problem, Record
+from rmr1_jax.judging import Side
 from rmr1_jax.main import main
 from rmr1_jax.stages import demo
 
@@ -58,17 +59,19 @@ def test_shows_every_stage_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     workdir = tmp_path / "demo"
     assert main(["--stage=demo", f"--workdir={workdir}", "--max_steps=2"]) == 0
     out = capsys.readouterr().out
-    for stage in ("prepare", "synthesize", "sft", "grpo", "judge"):
+    for stage in ("prepare", "synthesize", "sft", "grpo", "evaluate"):
         assert f"· {stage}: " in out
     for line in ("random weights", "after supervised fine-tuning", "after GRPO"):
         assert f"  {line:30}   0.0% right,   0.0% the same winner in both orders" in out
     for picture in ("sft/curves.png", "grpo/curves.png", "grpo/samples.html", "stages.png"):
         assert (workdir / picture).is_file()
     assert out.count("what the parser found") == 4
-    records = [json.loads(line) for line in (workdir / "verdicts.jsonl").open()]
-    held_out = [json.loads(line) for line in (workdir / "held_out.jsonl").open()]
-    assert [record["id"] for record in records] == [pair["id"] for pair in held_out]
-    assert all("swapped_verdict" in record for record in records)
+    for judge in ("sft", "grpo"):
+        output = workdir / "evaluation" / judge
+        records = (output / "records" / "preferences.jsonl").read_text().splitlines()
+        assert [json.loads(line)["chosen_position"] for line in records] == ["A", "B"] * 4
+        assert (output / "report.html").is_file()
+    assert (workdir / "evaluation" / "comparison.html").is_file()
 
     metrics = (workdir / "sft" / "metrics.jsonl").read_bytes()
     assert main(["--stage=demo", f"--workdir={workdir}", "--max_steps=2"]) == 0
@@ -78,18 +81,16 @@ def test_shows_every_stage_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
 
 class TestPanel:
     @staticmethod
-    def text(trace: str, verdict: str | None, finish_reason: str = "stop") -> str:
-        pair = next(pair for pair in self_made_preferences(10, 0) if pair.label == "A")
-        record = {
-            "trace": trace,
-            "trace_tokens": 7,
-            "verdict": verdict,
-            "label": "A",
-            "problem": None if verdict else "truncated",
-            "finish_reason": finish_reason,
+    def text(trace: str, verdict: Side | None) -> str:
+        item = {
+            "conversation": [{"role": "user", "content": "2 + 2?"}],
+            "chosen": "4",
+            "rejected": "5",
         }
+        problem: Problem | None = None if verdict else "truncated"
+        record = Record("preferences", "1", 0, "g", None, "A", verdict, problem, 0.0, trace=trace)
         console = Console(file=io.StringIO(), width=100)
-        console.print(demo.pair_panel("1 of 6", pair, record))
+        console.print(demo.judgement_panel("1 of 6", item, replace(record, trace_tokens=7)))
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
@@ -107,12 +108,12 @@ class TestPanel:
             (None, "none (the trace was cut at --max_new_tokens); the label is A"),
         ],
     )
-    def test_holds_the_verdict_against_the_label(self, verdict: str | None, outcome: str) -> None:
+    def test_holds_the_verdict_against_the_label(self, verdict: Side | None, outcome: str) -> None:
         assert f"Verdict  {outcome}" in self.text("...", verdict)
 
     def test_says_where_a_trace_was_cut_off(self) -> None:
         assert "trace, 7 tokens" in self.text("...", "A")
-        assert "trace, cut off at 7 tokens" in self.text("...", "A", "length")
+        assert "trace, cut off at 7 tokens" in self.text("...", None)
 
 
 def test_compiling_is_timed_apart() -> None:

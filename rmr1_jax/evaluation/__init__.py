@@ -1,0 +1,1 @@
+"""Judging the judge: benchmarks in, records of every judgement, scores and a report out."""

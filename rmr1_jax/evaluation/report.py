@@ -1,0 +1,262 @@
+"""An evaluation, or several side by side, as one page that opens offline."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from rmr1_jax.atomic import write_whole
+from rmr1_jax.errors import UserError
+from rmr1_jax.evaluation import report_published, report_scores
+from rmr1_jax.evaluation.charts import Plot, Point, plot
+from rmr1_jax.evaluation.comparison import compare
+from rmr1_jax.evaluation.record import Record
+from rmr1_jax.evaluation.report_comparison import comparison_samples, comparison_view
+from rmr1_jax.evaluation.report_samples import (
+    OUTCOMES,
+    STYLES,
+    Texts,
+    choose_records,
+    embedded,
+    judgement,
+    question,
+    read_items,
+    sample,
+)
+from rmr1_jax.evaluation.report_scores import Number
+from rmr1_jax.evaluation.store import SCORES, Results
+from rmr1_jax.evaluation.votes import outcome
+
+REPORT = "report.html"
+COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
+# A list of more numbers than this is set in parts, which two columns can share.
+COLUMN = 16
+
+
+def write_report(output: Path, *, samples: int = 1000) -> Path:
+    """Draw `report.html` from the scores, records, items and settings of a directory.
+
+    Items and settings may be absent. Of each benchmark at most `samples` judgements can be read on
+    the page; the page says of how many. Raises UserError where scores or records are absent or
+    damaged.
+    """
+    results = Results(output)
+    scores, written = _read_scores(output / SCORES)
+    info = results.run_info() or {}
+    records = results.read(scores.get("rule", "published"))
+    shown = report_scores.benchmarks(scores)
+    model = _model(output, info)
+    sheet = report_published.main_sheet(scores, model)
+    ours = [number for row in sheet.rows if row.ours for number in row.numbers]
+    averages = [
+        report_scores.as_number(words, scores[name])
+        for name, words in (("average", "as published"), ("average_corrected", "corrected"))
+        if name in scores
+    ]
+    carried, sampled = _samples(results, records, samples)
+    text = _render(
+        "report.html.jinja",
+        model=model,
+        judged=_judged(records),
+        prompt=info.get("prompt_source"),
+        written=f"Scored {written:%Y-%m-%d %H:%M} UTC.",
+        warnings=report_scores.warnings(scores),
+        settings=_settings(info),
+        scores=scores,
+        benchmarks=shown,
+        averages=averages,
+        kinds=report_published.KINDS,
+        sheet=sheet,
+        strips=report_published.strips(sheet),
+        beside=any(
+            number.value is not None for row in sheet.rows if row.ours for number in row.numbers
+        ),
+        marked=not all(number.complete for number in ours),
+        sections=report_published.section_sheets(scores, model),
+        styles=STYLES,
+        facts=report_scores.facts,
+        position=report_scores.position,
+        by_length=report_scores.by_length,
+        by_confidence=report_scores.by_confidence,
+        expected=_expected,
+        votes=_votes,
+        halves=_halves,
+        data=embedded(carried) if carried["samples"] else "",
+        sampled=sampled,
+    )
+    return write_whole(output / REPORT, text)
+
+
+def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int = 1000) -> Path:
+    """Compare the records of several directories: `comparison.json` and `comparison.html`.
+
+    Of the judgements of a benchmark where the runs disagree, at most `samples` can be read on the
+    page. Raises UserError where nothing can be compared.
+    """
+    results = [Results(output) for output in outputs]
+    rules = {_rule(output) for output in outputs}
+    if len(rules) > 1:
+        raise UserError(
+            "the runs were scored by different rules (a judgement without a verdict counts 0 in "
+            "one and 0.5 in another); score them again by one rule"
+        )
+    rule = rules.pop()
+    records = [each.read(rule) for each in results]
+    names = _names(outputs)
+    compared = compare(list(zip(names, records, strict=True)), rule=rule)
+    write_whole(
+        destination / COMPARISON,
+        json.dumps(compared, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+    carried, sampled = comparison_samples(compared, results, records, samples)
+    text = _render(
+        "comparison.html.jinja",
+        runs=names,
+        models=[_model(each.output, each.run_info() or {}) for each in results],
+        data=embedded(carried) if carried["samples"] else "",
+        sampled=sampled,
+        **comparison_view(compared),
+    )
+    return write_whole(destination / COMPARISON_PAGE, text)
+
+
+def _render(template: str, **context: Any) -> str:
+    """A page, with the one script that may run in it named in its policy by what it says."""
+    files = resources.files("rmr1_jax.evaluation")
+
+    def source(name: str) -> str:
+        return (files / name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = source("page.js.jinja")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        css=Markup(source("page.css.jinja")),
+        script=Markup(script),
+        policy=Markup(
+            f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        ),
+        **context,
+    )
+
+
+def _read_scores(file: Path) -> tuple[dict[str, Any], datetime]:
+    try:
+        scores = json.loads(file.read_text(encoding="utf-8"))
+        written = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: is not there; score the records first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); score the records again") from error
+    if not isinstance(scores, dict) or "bootstrap" not in scores:
+        raise UserError(f"{file}: holds no scores of an evaluation; score the records again")
+    return scores, written
+
+
+def _rule(output: Path) -> Any:
+    if not (output / SCORES).exists():
+        return "published"
+    return _read_scores(output / SCORES)[0].get("rule", "published")
+
+
+def _model(output: Path, info: Mapping[str, Any]) -> str:
+    model = info.get("settings", {}).get("model")
+    return Path(str(model)).name or str(model) if model else output.resolve().name
+
+
+def _names(outputs: Sequence[Path]) -> list[str]:
+    """The directories' names; their paths where two have the same."""
+    names = [output.resolve().name for output in outputs]
+    return names if len(set(names)) == len(names) else [str(output) for output in outputs]
+
+
+def _settings(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `run.json` says, but for what was left as it is."""
+    flat = {**info.get("settings", {}), **info}
+    flat.pop("settings", None)
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in flat.items()
+        if value not in (None, "", {}, [])
+    ]
+
+
+def _judged(records: Mapping[str, Sequence[Record]]) -> str:
+    """One line of what was judged."""
+    parts: list[str] = []
+    for name, own in records.items():
+        items = len({question(record) for record in own})
+        how = [f"{items:,} pairs of {report_scores.title(name)}"]
+        if len({(question(record), record.chosen_position) for record in own}) > items:
+            how.append("in both orders")
+        if votes := max((record.sample for record in own), default=0):
+            how.append(f"with {votes + 1} votes")
+        parts.append(" ".join(how))
+    total = sum(map(len, records.values()))
+    return f"{total:,} judgements: {report_scores.in_words(parts)}."
+
+
+def _samples(
+    results: Results, records: Mapping[str, Sequence[Record]], count: int
+) -> tuple[dict[str, Any], str]:
+    texts = Texts()
+    shown: list[Mapping[str, Any]] = []
+    said: list[str] = []
+    for name, own in records.items():
+        chosen = choose_records(own, count)
+        items = read_items(results.items_file(name), map(question, chosen))
+        voted = any(record.sample for record in own)
+        shown += [
+            sample(
+                record,
+                items.get(question(record)),
+                [judgement(record, voted=voted)],
+                texts,
+                OUTCOMES[outcome(record)],
+            )
+            for record in chosen
+        ]
+        if len(chosen) < len(own):
+            said.append(f"{len(chosen):,} of {len(own):,} of {report_scores.title(name)}")
+    sampled = (
+        f"The page holds {report_scores.in_words(said)}, drawn evenly over groups and outcomes; "
+        "all are in the folder “records” beside it."
+        if said
+        else "All judgements."
+    )
+    titles = {name: report_scores.title(name) for name in records}
+    return {"texts": texts.all, "samples": shown, "titles": titles}, sampled
+
+
+def _votes(part: Mapping[str, Any]) -> Plot:
+    points = [
+        Point(
+            each["k"], 100 * each["value"], None if each["stderr"] is None else 100 * each["stderr"]
+        )
+        for each in part["votes"]
+    ]
+    return plot(points, "votes", line=True)
+
+
+def _expected(part: Mapping[str, Any]) -> list[float]:
+    """Where the bars of confidence would end if it were accuracy: the middle of each bin."""
+    return [50 * (each["from"] + each["to"]) for each in part["confidence"]["bins"]]
+
+
+def _halves(numbers: Sequence[Number]) -> list[Sequence[Number]]:
+    parts = -(-len(numbers) // COLUMN)
+    size = -(-len(numbers) // parts) if parts else 1
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
