@@ -3,10 +3,10 @@ context.
 
 Command:
     python -m rmr1_jax.main --stage=evaluate --config=configs/evaluate_rm_r1.py \
-        --model=MODEL_DIR --prompt=DATA.jsonl --rmb=RMB_DATASET --output=results/rm_r1
+        --model=MODEL_DIR --prompt=DATA.jsonl --output=results/rm_r1
 
 MODEL_DIR is one of the released checkpoints; DATA.jsonl one of the released data sets, for the
-prompt that they were trained with; RMB_DATASET the directory of that name in RMB's repository.
+prompt that they were trained with. The benchmarks come from the hub.
 
 Hardware: one accelerator that holds the model; not run yet, for want of one.
 Expected result: for RM-R1-Qwen2.5-Instruct-7B the paper has 85.2 on RewardBench, 70.2 on RM-Bench

@@ -25,7 +25,8 @@ class EvaluateConfig(JudgeOptions):
     rm_bench: str = ""
     """total_dataset.json, or a part of it. Empty: the hub."""
     rmb: str = ""
-    """The directory that holds Pairwise_set and BoN_set, or a part of them."""
+    """The directory that holds Pairwise_set and BoN_set, or a part of them. Empty: a copy on the
+    hub."""
     preferences: str = ""
     """Labelled pairs, in any layout that --stage=prepare reads."""
     limit: int | None = None

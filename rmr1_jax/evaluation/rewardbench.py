@@ -75,7 +75,11 @@ def load(source: str, rejects: Rejects) -> Loaded:
     Raises UserError for a source that is not RewardBench.
     """
     found = read_rows(
-        "RewardBench", source, rejects, layouts=[_FIELDS], hub=("allenai/reward-bench", "filtered")
+        "RewardBench",
+        source,
+        rejects,
+        layouts=[_FIELDS],
+        hub=[("allenai/reward-bench", "filtered")],
     )
     items: list[Item] = []
     seen: dict[tuple[str, ...], int] = {}

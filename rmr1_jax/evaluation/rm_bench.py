@@ -60,7 +60,7 @@ def load(source: str, rejects: Rejects) -> Loaded:
         source,
         rejects,
         layouts=[_FIELDS],
-        hub=("THU-KEG/RM-Bench", "train"),
+        hub=[("THU-KEG/RM-Bench", "train")],
         pick=_unrotated,
     )
     prompts: list[tuple[int, str, str, list[Preference]]] = []

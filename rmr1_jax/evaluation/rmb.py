@@ -29,7 +29,9 @@ from rmr1_jax.evaluation.rows import Fields, Row, Source, pair, read_rows, text
 from rmr1_jax.judging import Preference, RecordError
 
 NAME = "rmb"
-REPOSITORY = "Zhou-Zoey/RMB-Reward-Model-Benchmark"
+# Published as files in the repository Zhou-Zoey/RMB-Reward-Model-Benchmark; these are copies of it,
+# flattened.
+HUB = [("ilgee/RMB-Pairwise", "test"), ("ilgee/RMB-BoN", "test")]
 
 
 class Section(NamedTuple):
@@ -49,6 +51,7 @@ SECTIONS = {
 _PARTS = {section.path: number for number, section in enumerate(SECTIONS.values())}
 _PAIRWISE = ("pair_uid", "conversation_input", "chosen", "reject", "category_path")
 _BEST_OF_N = ("bon_uid", "conversation_input", "bon_best", "loser_list", "category_path")
+_FLAT = ("conversation", "chosen", "rejected", "category_path")
 
 
 class Place(NamedTuple):
@@ -70,16 +73,13 @@ def load(source: str, rejects: Rejects) -> Loaded:
 
     Raises UserError for a source that is not RMB.
     """
-    if not source:
-        raise UserError(
-            f"RMB: is on no hub; clone {REPOSITORY} from GitHub, and give its folder RMB_dataset"
-        )
-    found = read_rows("RMB", source, rejects, layouts=[_PAIRWISE, _BEST_OF_N], hub=("", "train"))
+    layouts = [_PAIRWISE, _BEST_OF_N, ("pair_uid", *_FLAT), ("bon_uid", *_FLAT)]
+    found = read_rows("RMB", source, rejects, layouts=layouts, hub=HUB)
     placed: dict[Place, Item | None] = {}
     seen: dict[tuple[str, str], Row] = {}
     for row in found.rows:
         if row.fields is not None:
-            placed.update(_row(row, row.fields, found, seen))
+            placed.update(_row(row, _as_published(row.fields), found, seen))
     return Loaded(numbered(placed), _missing(placed))
 
 
@@ -119,6 +119,17 @@ def item_of(group: str, uid: str, loser: int | None, preference: Preference) -> 
     """An item whose numbers are still to come."""
     cell = None if loser is None else (uid, loser)
     return Item(benchmark=NAME, id=uid, index=0, group=group, cell=cell, pair=preference, draw=0)
+
+
+def _as_published(record: Fields) -> Fields:
+    """A flattened record, under the names of the published files; any other as it is."""
+    if "conversation" not in record:
+        return record
+    names = {"conversation": "conversation_input", "chosen": "chosen", "rejected": "reject"}
+    if is_best_of_n(str(record.get("category_path"))):
+        names |= {"chosen": "bon_best", "rejected": "loser_list"}
+    rest = {name: value for name, value in record.items() if name not in names}
+    return rest | {ours: record.get(theirs) for theirs, ours in names.items()}
 
 
 def _row(

@@ -46,7 +46,7 @@ def read_rows(
     rejects: Rejects,
     *,
     layouts: Sequence[Sequence[str]],
-    hub: tuple[str, str],
+    hub: Sequence[tuple[str, str]],
     pick: Callable[[list[str]], list[str]] = lambda files: files,
 ) -> Source:
     """All rows of a source, file after file in order of name.
@@ -55,7 +55,7 @@ def read_rows(
       title: what an error calls the benchmark.
       source: a file, a directory, or a name on the hub; "" is `hub`.
       layouts: the fields that every record must have, in one of these ways.
-      hub: name and split of the published data set.
+      hub: name and split of each data set that holds the benchmark, or a part of it.
       pick: which of a directory's files to read.
 
     Raises UserError for a source that cannot be read, is cut short, holds nothing, or none of whose
@@ -65,8 +65,8 @@ def read_rows(
     if is_file(source):
         parts = [(file, file_rows(file)) for file in pick(data_files(source))]
     else:
-        name, split = source or hub[0], hub[1]
-        parts = [(name, hub_rows(title, name, split)())]
+        named = [(source, hub[0][1])] if source else hub
+        parts = [(name, hub_rows(title, name, split)()) for name, split in named]
     decoded = [(place, *decoded_rows(place, rows, layouts)) for place, rows in parts]
     found = Source([row for _, rows, _ in decoded for row in rows], rejects)
     for _, _, bad in decoded:

@@ -201,9 +201,29 @@ class TestLoad:
             9: "loser_list: must be a list of the responses that lost",
         }
 
+    def test_the_hub_has_it_in_two_flattened_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Layout of the cards of ilgee/RMB-Pairwise and ilgee/RMB-BoN."""
+        flat = {"conversation": ASKED, "chosen": "good", "alignment_goal": "Harmlessness"}
+        rows = {
+            "ilgee/RMB-Pairwise": {"pair_uid": "7", "category_path": PAIRS, "rejected": "bad"},
+            "ilgee/RMB-BoN": {"bon_uid": "8", "category_path": BEST, "rejected": ["bad", "worse"]},
+        }
+
+        def hub_rows(source: str, name: str, split: str) -> Any:
+            assert split == "test"
+            return lambda: iter([(1, flat | rows[name])])
+
+        monkeypatch.setattr("rmr1_jax.evaluation.rows.hub_rows", hub_rows)
+        items = load("", Rejects()).items
+        assert [(item.id, item.cell) for item in items] == [
+            ("7", None),
+            ("8", ("8", 0)),
+            ("8", ("8", 1)),
+        ]
+        assert [item.pair.response_a for item in items] == ["good"] * 3
+        assert [item.pair.response_b for item in items] == ["bad", "bad", "worse"]
+
     def test_what_is_no_rmb_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="clone Zhou-Zoey/RMB-Reward-Model-Benchmark"):
-            load("", Rejects())
         self.write(tmp_path / "a.json", [{"prompt": "Q"}])
         with pytest.raises(
             UserError, match=r"a.json: has the fields prompt; it needs pair_uid, .* or b"

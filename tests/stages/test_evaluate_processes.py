@@ -1,0 +1,82 @@
+"""`--stage=evaluate` over two processes, as a pod slice has them: shared work, one that writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import run_processes
+from tests.stages.tiny_grpo import write_model, write_pairs
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
+# The first process is killed after three records, and takes the other with it.
+IS_KILLED = """
+import os, signal, sys
+from rmr1_jax.data.record_log import RecordLog
+from rmr1_jax.main import main
+
+append = RecordLog.append
+
+def killed(log, record):
+    append(log, record)
+    if log.count == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RecordLog.append = killed
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl")
+    return folder
+
+
+def start(folder: Path, output: str, processes: int, script: str = SCRIPT) -> None:
+    options = [
+        "--stage=evaluate",
+        f"--model={folder / 'model'}",
+        "--benchmarks=preferences",
+        f"--preferences={folder / 'pairs.jsonl'}",
+        f"--output={folder / output}",
+        "--order=both",
+        "--max_new_tokens=12",
+        "--temperature=1",
+        "--slots=4",
+        "--mesh=data=4",
+    ]
+    cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
+    run_processes(script, processes, 4 // processes, arguments=options, environment=cache)
+
+
+def records(folder: Path, output: str) -> list[dict[str, Any]]:
+    lines = (folder / output / "records" / "preferences.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
+
+
+def test_give_the_records_of_one_process(folder: Path) -> None:
+    start(folder, "alone", 1)
+    start(folder, "together", 2)
+    alone, together = records(folder, "alone"), records(folder, "together")
+    assert len(alone) == 24 and any(record["trace"] for record in alone)
+    for one, two in zip(alone, together, strict=True):
+        assert one.pop("confidence", 0) == pytest.approx(two.pop("confidence", 0), abs=1e-5)
+        assert one == two
+    assert (folder / "together" / "report.html").is_file()
+
+
+def test_go_on_after_a_kill_of_the_one_that_writes(folder: Path) -> None:
+    with pytest.raises(AssertionError):
+        start(folder, "killed", 2, IS_KILLED)
+    partial = folder / "killed" / "records" / "preferences.partial.jsonl"
+    assert len(partial.read_text().splitlines()) == 3
+    start(folder, "killed", 2)
+    unbroken = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "together")}
+    found = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "killed")}
+    assert found == unbroken
