@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.evaluation.benchmark import Table
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
 from rmr1_jax.evaluation.item import Cell
 from rmr1_jax.evaluation.record import Record, Rule
@@ -96,6 +97,7 @@ def _benchmark(
             for score in values[0]
             if score.split(".")[0] not in LISTS
         },
+        "headline_differences": _headline_differences(tables, values, replicates, seed),
         "disagree": [
             _disagreement(records)
             for records in zip(*majority, strict=True)
@@ -104,19 +106,44 @@ def _benchmark(
     }
 
 
+def _headline_differences(
+    tables: Sequence[Table], values: Sequence[Mapping[str, float]], replicates: int, seed: int
+) -> dict[str, list[dict[str, float | int]]]:
+    """Of every headline, run b minus run a. The tables have the same prompts, so the same seed
+    draws the same ones for all."""
+    drawn = [replicate_values(table, replicates, seed) for table in tables]
+    return {
+        score: [
+            {
+                "a": a,
+                "b": b,
+                "difference": values[b][score] - values[a][score],
+                **_interval(drawn[b][score] - drawn[a][score]),
+            }
+            for a, b in combinations(range(len(tables)), 2)
+        ]
+        for score in values[0]
+        if score.split(".")[0] not in LISTS
+    }
+
+
+def _interval(drawn: np.ndarray) -> dict[str, float]:
+    there = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(there, INTERVAL) if len(there) else (np.nan, np.nan)
+    return {"low": float(low), "high": float(high)}
+
+
 def _difference(
     a: int, b: int, credit_a: np.ndarray, credit_b: np.ndarray, drawn: np.ndarray
 ) -> dict[str, Any]:
     right_a, right_b = credit_a == 1, credit_b == 1
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (np.nan, np.nan)
     return {
         "a": a,
         "b": b,
         "n": len(credit_a),
         "difference": float((credit_b - credit_a).mean()),
-        "low": float(low),
-        "high": float(high),
+        **_interval(drawn),
         "only_a": only_a,
         "only_b": only_b,
         "both_right": int((right_a & right_b).sum()),

@@ -58,7 +58,10 @@ def comparison_view(compared: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "forest": _forest(runs, parts),
         "headlines": {
-            title(name): [(_headline(score), values) for score, values in part["headline"].items()]
+            title(name): [
+                (_headline(score), values, part["headline_differences"][score])
+                for score, values in part["headline"].items()
+            ]
             for name, part in parts.items()
         },
         "pairs": {title(name): part["pairs"] for name, part in parts.items()},

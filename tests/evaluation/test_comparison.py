@@ -47,6 +47,13 @@ def test_a_part_of_a_benchmark_is_compared_with_the_whole() -> None:
     assert [each["key"]["id"] for each in found["disagree"]] == ["pair 3"]
 
 
+def test_a_headline_of_plain_accuracy_differs_as_accuracy_does() -> None:
+    found = compared("AABB" * 50, "AABA" * 10 + "AABB" * 40, replicates=500)
+    ((headline,), (plain,)) = found["headline_differences"]["overall"], found["differences"]
+    assert headline["difference"] == pytest.approx(plain["difference"])
+    assert (headline["low"], headline["high"]) == (plain["low"], plain["high"])
+
+
 class TestDifference:
     def test_counts_and_p(self) -> None:
         found = compared("AAAAAAABBB" * 2, "AAABBBBABB" * 2)

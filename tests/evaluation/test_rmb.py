@@ -203,8 +203,12 @@ class TestLoad:
 
     def test_the_hub_has_it_in_two_flattened_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Layout of the cards of ilgee/RMB-Pairwise and ilgee/RMB-BoN."""
-        flat = {"conversation": ASKED, "chosen": "good", "alignment_goal": "Harmlessness"}
-        rows = {
+        flat: dict[str, Any] = {
+            "conversation": ASKED,
+            "chosen": "good",
+            "alignment_goal": "Harmlessness",
+        }
+        rows: dict[str, dict[str, Any]] = {
             "ilgee/RMB-Pairwise": {"pair_uid": "7", "category_path": PAIRS, "rejected": "bad"},
             "ilgee/RMB-BoN": {"bon_uid": "8", "category_path": BEST, "rejected": ["bad", "worse"]},
         }
