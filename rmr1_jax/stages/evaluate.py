@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 from rich.table import Table
 
+from rmr1_jax.atomic import write_whole
 from rmr1_jax.config import EvaluateConfig
 from rmr1_jax.data.sources import RejectsFile
 from rmr1_jax.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # A trace that has less room than this hardly comes to a verdict.
 LITTLE_ROOM = 512
+LISTED = 8  # of what is missing or wrong, on the terminal
 
 
 def run(config: EvaluateConfig) -> int:
@@ -85,10 +87,11 @@ def load_benchmarks(config: EvaluateConfig, results: Results) -> tuple[dict[str,
         loaded[name] = BENCHMARKS[name].load(getattr(config, name), rejects)
         rejected += rejects.count
         say(f"{name}: {len(loaded[name].items):,} pairs")
-        for line in loaded[name].missing[:8]:
+        missing = loaded[name].missing
+        for line in missing[:LISTED]:
             say(f"  missing: {line}")
-        if len(loaded[name].missing) > 8:
-            say(f"  and {len(loaded[name].missing) - 8} more; its scores are marked incomplete")
+        if len(missing) > LISTED:
+            say(f"  missing: {len(missing) - LISTED} parts more")
         if rejects.count:
             say(f"  {rejects.count} rows cannot be judged: see {rejects.path}")
     return loaded, rejected
@@ -129,6 +132,8 @@ def note_prompt(results: Results, judge: "Judge") -> None:
 
 def prompt_lengths(judge: "Judge", tasks: Sequence[Task]) -> list[int]:
     """Tokens of each task's prompt."""
+    if tasks:
+        say(f"{tasks[0].item.benchmark}: measuring {len(tasks):,} prompts")
     return [len(judge.prompt_tokens(task.pair)) for task in tasks]
 
 
@@ -228,14 +233,18 @@ def import_published(config: EvaluateConfig) -> int:
     if not imported.records:
         raise UserError(
             f"--import_logs={config.import_logs}: holds no judgements; "
-            + ("; ".join(imported.problems) or "it needs logs.json, raw_logs.json or total_dataset")
+            + "; ".join(imported.problems[:LISTED])
         )
     for name, records in imported.records.items():
         results.write_records(name, records)
         results.write_items(name, imported.items[name])
         print(f"{name}: {len(records):,} judgements", file=sys.stderr)
-    for problem in imported.problems:
-        print(f"  {problem}", file=sys.stderr)
+    if imported.problems:
+        file = write_whole(
+            results.output / "rejects" / "import.txt", "\n".join(imported.problems) + "\n"
+        )
+        some = "\n".join(f"  {problem}" for problem in imported.problems[:LISTED])
+        print(f"{some}\n  {len(imported.problems)} problems in all: see {file}", file=sys.stderr)
     score(config)
     return 1 if imported.problems else 0
 

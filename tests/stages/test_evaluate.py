@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -213,6 +213,38 @@ class TestScoringAlone:
         again = ["--stage=evaluate", "--score_only", f"--output={evaluation.output}"]
         main([*again, "--rule=rewardbench"])
         assert evaluation.scores()["rewardbench"]["micro"]["value"] == 0.5
+
+
+class TestImporting:
+    ROW: ClassVar[dict[str, Any]] = {
+        "text_chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
+        "text_rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}],
+        "results": 1,
+        "answers": "[[B]]",
+        "Is_Chosen_Answer_Shuffled_toPositionB": True,
+        "subset": "hep-go",
+        "id": 5,
+    }
+
+    def test_published_logs_are_scored(self, tmp_path: Path, alone: None) -> None:
+        logs, output = tmp_path / "logs.json", tmp_path / "out"
+        logs.write_text(json.dumps([self.ROW]))
+        arguments = [f"--import_logs={logs}", f"--output={output}"]
+        assert main(["--stage=evaluate", *arguments]) == 0
+        scores = json.loads((output / "scores.json").read_text())
+        assert scores["rewardbench"]["subsets"]["hep-go"]["value"] == 1
+        assert main(["--stage=evaluate", *arguments]) == 2, "nothing is written over"
+
+    def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(
+        self, tmp_path: Path, alone: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        logs, output = tmp_path / "logs.json", tmp_path / "out"
+        broken = [{**self.ROW, "subset": f"s{n}"} for n in range(20)]
+        logs.write_text(json.dumps([self.ROW, *broken]))
+        arguments = [f"--import_logs={logs}", f"--output={output}"]
+        assert main(["--stage=evaluate", *arguments]) == 1
+        assert "20 problems in all" in capsys.readouterr().err
+        assert len((output / "rejects" / "import.txt").read_text().splitlines()) == 20
 
 
 class TestComparing:
