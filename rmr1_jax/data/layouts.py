@@ -167,7 +167,9 @@ def _code(record: Record) -> Record:
 
 
 def _math(record: Record) -> Record:
-    steps = record.get("initial_reason_steps", "")
+    steps = record.get("initial_reason_steps") or ""
+    if not isinstance(steps, str):
+        raise RecordError("initial_reason_steps", "must be a text, the steps that both share")
     answers = {
         side: steps + text
         for side in ("chosen", "rejected")

@@ -63,6 +63,8 @@ def test_math_step_dpo_answers_begin_with_the_shared_steps() -> None:
     record = {"prompt": "1+1?", "initial_reason_steps": "Step 1: add.\n", "dataset": "x"}
     example = read(record | {"full_chosen": "So 2.", "full_rejected": "So 3."})
     assert winner_and_loser(example) == ("Step 1: add.\nSo 2.", "Step 1: add.\nSo 3.")
+    with pytest.raises(RecordError, match="initial_reason_steps: must be a text"):
+        read(record | {"full_chosen": "So 2.", "initial_reason_steps": ["Step 1"]})
 
 
 def test_a_released_prompt_is_kept_as_it_is() -> None:

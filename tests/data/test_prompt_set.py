@@ -19,6 +19,7 @@ from rmr1_jax.data.store import StoreWriter
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Message, Preference, chain_of_rubrics, reasoning
 from rmr1_jax.sampling.judge import Judge
+from rmr1_jax.sampling.judgement import Reader
 
 LONG = 4096
 
@@ -57,7 +58,9 @@ class TestLayouts:
         prompts = open_prompts(
             write([pair(number) for number in range(5)]), chatml, reasoning(), max_prompt=LONG
         )
-        judge = cast(Judge, SimpleNamespace(tokenizer=chatml, prompt=reasoning()))
+        judge = cast(
+            Judge, SimpleNamespace(tokenizer=chatml, prompt=reasoning(), reader=Reader(chatml))
+        )
         for number in range(5):
             question = (Message("user", f"Is {number} even?"),)
             preference = Preference("pair", question, "It is.", "It is not.", None)
