@@ -20,7 +20,7 @@ CLOSING: dict[PromptStyle, str] = {
 }
 FORCED_TOKENS = 8  # enough for: A ]] </ answer > and the end
 # Cut preferences that wait for a pass of their own: so many are lost if a run is killed.
-CUT_AT_ONCE = 256
+CUT_AT_ONCE = 64
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from rmr1_jax.training.metrics import read_metrics
 
 STAGES = "stages.png"
 GRPO_STEPS = 60  # of the hundreds that the recipe takes: the demo should end in minutes
-JUDGED = 100  # pairs
+JUDGED = 200  # pairs
 SHOWN = 4  # judgements shown in full: one of each kind of question
 
 CLOSING = """\

@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> int:
     judge = load_judge(config)
     note_prompt(results, judge)
     lengths = {name: prompt_lengths(judge, some) for name, some in tasks.items()}
-    too_long = say_what_does_not_fit(judge, lengths)
+    too_long = say_what_does_not_fit(judge, lengths, min(LITTLE_ROOM, config.max_new_tokens))
     for name, some in tasks.items():
         judge_benchmark(judge, some, lengths[name], name, config, results)
     if is_first():
@@ -137,12 +137,13 @@ def prompt_lengths(judge: "Judge", tasks: Sequence[Task]) -> list[int]:
     return [len(judge.prompt_tokens(task.pair)) for task in tasks]
 
 
-def say_what_does_not_fit(judge: "Judge", lengths: Mapping[str, Sequence[int]]) -> int:
-    """Before anything is judged: how many prompts the context is too short for."""
+def say_what_does_not_fit(judge: "Judge", lengths: Mapping[str, Sequence[int]], little: int) -> int:
+    """Before anything is judged: how many prompts the context is too short for, and how many leave
+    fewer than `little` tokens for a trace."""
     total = 0
     for name, some in lengths.items():
         too_long = sum(length >= judge.max_context for length in some)
-        tight = sum(length + LITTLE_ROOM > judge.max_context for length in some) - too_long
+        tight = sum(length + little > judge.max_context for length in some) - too_long
         total += too_long
         if too_long:
             say(
@@ -150,7 +151,7 @@ def say_what_does_not_fit(judge: "Judge", lengths: Mapping[str, Sequence[int]]) 
                 f"{judge.max_context:,} tokens (the longest has {max(some):,}) and count as wrong"
             )
         if tight:
-            say(f"{name}: {tight} prompts leave fewer than {LITTLE_ROOM} tokens for a trace")
+            say(f"{name}: {tight} prompts leave fewer than {little} tokens for a trace")
     return total
 
 
