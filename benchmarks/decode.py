@@ -18,11 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-from transformers.utils import logging as transformers_logging
-
 from benchmarks.bandwidth import COPY_BYTES, copy_bandwidth, weight_bytes
-from benchmarks.machine import cores, limit_threads, processor
+from benchmarks.machine import cores, prepare_process, processor
 from benchmarks.measure import measure
 from benchmarks.peers import Compilations, Ours, Transformers, load_ours
 from benchmarks.prompts import MakePrompts, prompt_maker
@@ -37,7 +34,6 @@ from benchmarks.workloads import (
 )
 from rmr1_jax.config import ConvertConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.main import quiet_libraries
 from rmr1_jax.models.checkpoint import recognise
 from rmr1_jax.stages import convert
 
@@ -48,13 +44,8 @@ CONVERTED = Path(".cache/benchmarks")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the JSON after every workload, print the table. Returns the exit status."""
     options = parse(arguments)
-    quiet_libraries()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # Kept programs would make a first call look like a later one.
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
-        limit_threads(options.threads)
+        prepare_process(options.threads)
         report = run(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

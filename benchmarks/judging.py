@@ -17,15 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.decode import Log, as_huggingface, write
-from benchmarks.machine import OtherLoad, cores, limit_threads, processor
+from benchmarks.machine import OtherLoad, cores, prepare_process, processor
 from benchmarks.peers import Compilations, timed
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
@@ -33,20 +31,14 @@ from rmr1_jax.evaluation.order import parse_order, positions
 from rmr1_jax.evaluation.record import Record
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.judging import answer
-from rmr1_jax.main import quiet_libraries
 from rmr1_jax.sampling.judge import Judge, SamplingOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the JSON, print the table. Returns the exit status."""
     options = parse(arguments)
-    quiet_libraries()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # Kept programs would make a first call look like a later one.
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
-        limit_threads(options.threads)
+        prepare_process(options.threads)
         report = run(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jax
 import torch
+from transformers.utils import logging as transformers_logging
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.main import quiet_libraries
 
 
 def cores() -> int:
@@ -28,6 +30,16 @@ def limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     # torch runs on the CPU here, and so does what it is compared with.
     jax.config.update("jax_platforms", "cpu")
+
+
+def prepare_process(threads: int) -> None:
+    """Of a benchmark that holds both engines: quiet libraries, so many threads for each, and no
+    programs kept from earlier runs, which would make a first call look like a later one."""
+    quiet_libraries()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    jax.config.update("jax_enable_compilation_cache", False)
+    limit_threads(threads)
 
 
 def processor() -> str:

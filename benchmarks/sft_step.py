@@ -20,15 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.decode import Log, as_huggingface, write
-from benchmarks.machine import OtherLoad, cores, limit_threads, processor
+from benchmarks.machine import OtherLoad, cores, prepare_process, processor
 from benchmarks.peers import timed
 from rmr1_jax.config import OptimizerConfig
 from rmr1_jax.data.batch import Batch
 from rmr1_jax.errors import UserError
-from rmr1_jax.main import quiet_libraries
 from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
@@ -45,12 +43,8 @@ TOLERANCE = 2e-4
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the JSON, print the table. Returns the exit status."""
     options = parse(arguments)
-    quiet_libraries()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
-        limit_threads(options.threads)
+        prepare_process(options.threads)
         report = run(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,9 +15,7 @@ def test_both_engines_write_the_same_traces(
     pytest.importorskip("torch")
     from benchmarks import judging
 
-    monkeypatch.setattr(judging, "limit_threads", lambda threads: None)
-    monkeypatch.setattr(judging, "quiet_libraries", lambda: None)
-    monkeypatch.setattr("jax.config.update", lambda name, value: None)
+    monkeypatch.setattr(judging, "prepare_process", lambda threads: None)
     model, pairs = write_model(tmp_path / "model"), write_pairs(tmp_path / "pairs.jsonl")
     output = tmp_path / "judging.json"
     options = [f"--model={model}", f"--preferences={pairs}", "--max_new_tokens=16"]

@@ -33,8 +33,7 @@ def test_both_take_the_same_steps_and_a_ratio_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sft_step, "quiet_libraries", lambda: None)
-    monkeypatch.setattr(sft_step, "limit_threads", lambda threads: None)
+    monkeypatch.setattr(sft_step, "prepare_process", lambda threads: None)
     output = tmp_path / "step.json"
     model = tiny_checkpoint("qwen2")
     arguments = [f"--model={model}", "--rows=2", "--row_length=32", "--repeats=1"]
