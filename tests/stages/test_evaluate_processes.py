@@ -60,10 +60,16 @@ def records(folder: Path, output: str) -> list[dict[str, Any]]:
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
-def test_give_the_records_of_one_process(folder: Path) -> None:
-    start(folder, "alone", 1)
+@pytest.fixture(scope="module")
+def unbroken(folder: Path) -> list[dict[str, Any]]:
+    """The records of two processes that nothing disturbs."""
     start(folder, "together", 2)
-    alone, together = records(folder, "alone"), records(folder, "together")
+    return records(folder, "together")
+
+
+def test_give_the_records_of_one_process(folder: Path, unbroken: list[dict[str, Any]]) -> None:
+    start(folder, "alone", 1)
+    alone, together = records(folder, "alone"), [dict(record) for record in unbroken]
     assert len(alone) == 24 and any(record["trace"] for record in alone)
     for one, two in zip(alone, together, strict=True):
         assert one.pop("confidence", 0) == pytest.approx(two.pop("confidence", 0), abs=1e-5)
@@ -71,12 +77,14 @@ def test_give_the_records_of_one_process(folder: Path) -> None:
     assert (folder / "together" / "report.html").is_file()
 
 
-def test_go_on_after_a_kill_of_the_one_that_writes(folder: Path) -> None:
+def test_go_on_after_a_kill_of_the_one_that_writes(
+    folder: Path, unbroken: list[dict[str, Any]]
+) -> None:
     with pytest.raises(AssertionError):
         start(folder, "killed", 2, IS_KILLED)
     partial = folder / "killed" / "records" / "preferences.partial.jsonl"
     assert len(partial.read_text().splitlines()) == 3
     start(folder, "killed", 2)
-    unbroken = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "together")}
+    expected = {(r["id"], r["chosen_position"]): r["trace"] for r in unbroken}
     found = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "killed")}
-    assert found == unbroken
+    assert found == expected
