@@ -6,6 +6,7 @@ what its judgement there is worth, or that of the majority where there are sever
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,15 +76,10 @@ class Credits:
         return ~np.isnan(self.credit).any(axis=0)
 
 
-def same_item(record: Record) -> Hashable:
-    """What the records of one item share, whatever the pass and the sample."""
-    return (record.group, record.id, record.index, record.cell)
-
-
 def credits(
     records: Sequence[Record],
     rule: Rule = "published",
-    identity: Callable[[Record], Hashable] = same_item,
+    identity: Callable[[Record], Hashable] = attrgetter("item"),
 ) -> Credits:
     """Collect records by item and pass.
 

@@ -9,6 +9,7 @@ from rmr1_jax.judging import Preference
 # RM-Bench: (style of the chosen response, style of the rejected one).
 # RMB Best-of-N: (the query's id, which of its losers).
 Cell = tuple[int, int] | tuple[str, int]
+ItemKey = tuple[str, str, int, Cell | None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Item:
     draw: int
     """Which number of a fresh stream of random numbers places the pair. RM-Bench draws for each of
     its three files anew, RMB for each of its four parts, since each was a process of its own."""
+
+    @property
+    def key(self) -> ItemKey:
+        """What no two items of a benchmark share."""
+        return (self.group, self.id, self.index, self.cell)
 
     @property
     def prompt(self) -> str:

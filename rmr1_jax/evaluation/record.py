@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Cell
-from rmr1_jax.judging import Side, answer
+from rmr1_jax.evaluation.item import Cell, ItemKey
+from rmr1_jax.judging import Problem, Side, answer
 
-Problem = Literal["none", "both", "truncated", "prompt_too_long"]
 # What a judgement without a verdict is worth: 0 in RM-R1's code, 0.5 in the original RewardBench.
 Rule = Literal["published", "rewardbench"]
 NO_VERDICT: dict[Rule, float] = {"published": 0.0, "rewardbench": 0.5}
@@ -49,9 +48,14 @@ class Record:
     """`Item.prompt`."""
 
     @property
+    def item(self) -> ItemKey:
+        """Which item it is about: `Item.key`."""
+        return (self.group, self.id, self.index, self.cell)
+
+    @property
     def key(self) -> Key:
         """What no two records of one evaluation share."""
-        return (self.group, self.id, self.index, self.cell, self.chosen_position, self.sample)
+        return (*self.item, self.chosen_position, self.sample)
 
     def to_json(self) -> dict[str, Any]:
         """The line of a records file; what says nothing is left out after `seconds`."""

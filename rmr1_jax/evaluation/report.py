@@ -26,7 +26,6 @@ from rmr1_jax.evaluation.report_samples import (
     choose_records,
     embedded,
     judgement,
-    question,
     read_items,
     sample,
 )
@@ -75,9 +74,7 @@ def write_report(output: Path, *, samples: int = 1000) -> Path:
         kinds=report_published.KINDS,
         sheet=sheet,
         strips=report_published.strips(sheet),
-        beside=any(
-            number.value is not None for row in sheet.rows if row.ours for number in row.numbers
-        ),
+        beside=any(number.value is not None for number in ours),
         marked=not all(number.complete for number in ours),
         sections=report_published.section_sheets(scores, model),
         styles=STYLES,
@@ -198,9 +195,9 @@ def _judged(records: Mapping[str, Sequence[Record]]) -> str:
     """One line of what was judged."""
     parts: list[str] = []
     for name, own in records.items():
-        items = len({question(record) for record in own})
+        items = len({record.item for record in own})
         how = [f"{items:,} pairs of {report_scores.title(name)}"]
-        if len({(question(record), record.chosen_position) for record in own}) > items:
+        if len({(record.item, record.chosen_position) for record in own}) > items:
             how.append("in both orders")
         if votes := max((record.sample for record in own), default=0):
             how.append(f"with {votes + 1} votes")
@@ -217,12 +214,12 @@ def _samples(
     said: list[str] = []
     for name, own in records.items():
         chosen = choose_records(own, count)
-        items = read_items(results.items_file(name), map(question, chosen))
+        items = read_items(results.items_file(name), (record.item for record in chosen))
         voted = any(record.sample for record in own)
         shown += [
             sample(
                 record,
-                items.get(question(record)),
+                items.get(record.item),
                 [judgement(record, voted=voted)],
                 texts,
                 OUTCOMES[outcome(record)],

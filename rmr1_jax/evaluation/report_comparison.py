@@ -10,7 +10,6 @@ from rmr1_jax.evaluation.report_samples import (
     Texts,
     choose,
     judgement,
-    question,
     read_items,
     sample,
 )
@@ -146,7 +145,7 @@ def comparison_samples(
         order = [key for key in own[0] if key in keys]
         outcomes = [_who_is_right(runs, keys[key]["correct"]) for key in order]
         chosen = choose([(key[0], who) for key, who in zip(order, outcomes, strict=True)], count)
-        wanted = [question(own[0][order[place]][0]) for place in chosen]
+        wanted = [own[0][order[place]][0].item for place in chosen]
         items: dict[Any, Mapping[str, Any]] = {}
         for each in results:  # the first that kept them
             items = read_items(each.items_file(name), wanted) | items
@@ -161,9 +160,7 @@ def comparison_samples(
                 for run, mine in enumerate(own)
             ]
             about = own[0][key][0]
-            shown.append(
-                sample(about, items.get(question(about)), judgements, texts, outcomes[place])
-            )
+            shown.append(sample(about, items.get(about.item), judgements, texts, outcomes[place]))
         said.append(f"{len(chosen):,} of {len(order):,} of {title(name)}")
     sampled = f"Judgements on which the runs disagree: {in_words(said)} are shown."
     titles = {name: title(name) for name in compared["benchmarks"]}

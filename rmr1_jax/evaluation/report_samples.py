@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Cell
+from rmr1_jax.evaluation.item import Cell, ItemKey
 from rmr1_jax.evaluation.record import Record
 from rmr1_jax.evaluation.statistics import number
 from rmr1_jax.evaluation.votes import outcome
@@ -26,7 +26,6 @@ LARGE = 200_000
 _IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 Line = Mapping[str, Any]
-Question = tuple[str, str, int, Cell | None]  # an item: group, id, index, cell
 
 
 class Texts:
@@ -64,13 +63,9 @@ def choose_records(records: Sequence[Record], count: int) -> list[Record]:
     return [records[position] for position in choose(strata, count)]
 
 
-def question(record: Record) -> Question:
-    return (record.group, record.id, record.index, record.cell)
-
-
-def read_items(file: Path, wanted: Iterable[Question]) -> dict[Question, Line]:
+def read_items(file: Path, wanted: Iterable[ItemKey]) -> dict[ItemKey, Line]:
     """What these judgements were about, as far as the file has it. Raises UserError."""
-    found: dict[Question, Line] = {}
+    found: dict[ItemKey, Line] = {}
     wanted = set(wanted)
     if not file.exists():
         return found
@@ -81,7 +76,7 @@ def read_items(file: Path, wanted: Iterable[Question]) -> dict[Question, Line]:
             try:
                 line = json.loads(raw)
                 cell = None if line["cell"] is None else tuple(line["cell"])
-                key: Question = (line["group"], line["id"], line["index"], cell)
+                key: ItemKey = (line["group"], line["id"], line["index"], cell)
                 if key in wanted:
                     _check_texts(line)
                     found[key] = line

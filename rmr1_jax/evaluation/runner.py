@@ -31,11 +31,7 @@ class Task(NamedTuple):
 
     def keys(self, votes: int) -> list[Key]:
         """Those of its records."""
-        item = self.item
-        return [
-            (item.group, item.id, item.index, item.cell, self.chosen_position, sample)
-            for sample in range(votes)
-        ]
+        return [(*self.item.key, self.chosen_position, sample) for sample in range(votes)]
 
 
 def tasks_of(items: Sequence[Item], positions: Sequence[Sequence[Side]]) -> list[Task]:

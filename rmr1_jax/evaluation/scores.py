@@ -158,8 +158,7 @@ def _consistent(records: Sequence[Record]) -> Float[np.ndarray, " judgements"]:
     first: dict[Any, Record] = {}
     column = np.full(len(records), np.nan)
     for i, record in enumerate(records):
-        item = (record.group, record.id, record.index, record.cell)
-        other = first.setdefault(item, record)
+        other = first.setdefault(record.item, record)
         if other is not record:
             wins = [each.verdict == each.chosen_position for each in (other, record)]
             verdicts = other.verdict is not None and record.verdict is not None

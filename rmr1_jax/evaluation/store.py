@@ -67,7 +67,7 @@ class Results:
                 "Take those back, or choose another --output"
             )
         earlier["benchmarks"] = {**known, **sources}
-        write_whole(file, json.dumps(earlier, indent=2, ensure_ascii=False) + "\n")
+        self._write_run(earlier)
 
     def note(self, **facts: object) -> None:
         """Add what became known later, such as the prompt, to `RUN`. Raises UserError where it is
@@ -79,9 +79,11 @@ class Results:
                 f"{self.output / RUN}: the records there were made otherwise: "
                 f"{'; '.join(changed)}. Choose another --output"
             )
-        write_whole(
-            self.output / RUN, json.dumps({**info, **facts}, indent=2, ensure_ascii=False) + "\n"
-        )
+        self._write_run({**info, **facts})
+
+    def _write_run(self, info: Mapping[str, object]) -> None:
+        text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.output / RUN, text)
 
     def run_info(self) -> dict[str, Any] | None:
         """None where there is none. Raises UserError where it is damaged."""

@@ -19,7 +19,7 @@ Judgement = tuple[str, str, int, Cell | None, Side]
 
 def judgement(record: Record) -> Judgement:
     """What the samples of one judgement share."""
-    return (record.group, record.id, record.index, record.cell, record.chosen_position)
+    return (*record.item, record.chosen_position)
 
 
 def outcome(record: Record) -> Outcome:

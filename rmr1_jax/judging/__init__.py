@@ -18,6 +18,7 @@ from rmr1_jax.judging.prompts import (
 from rmr1_jax.judging.reward import reward
 from rmr1_jax.judging.verdict import (
     Answer,
+    Problem,
     Quote,
     Verdict,
     Window,
@@ -33,6 +34,7 @@ __all__ = [
     "Message",
     "Orders",
     "Preference",
+    "Problem",
     "PromptStyle",
     "Quote",
     "RecordError",

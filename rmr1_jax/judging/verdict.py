@@ -14,7 +14,9 @@ from typing import Literal
 from rmr1_jax.judging.preference import Side, parse_label
 
 Window = Literal["reward", "evaluation", "distillation"]
-Problem = Literal["none", "both"]
+# What stands in the place of a verdict: the trace says none, or both; or there is no whole trace.
+Problem = Literal["none", "both", "truncated", "prompt_too_long"]
+ParsedProblem = Literal["none", "both"]
 TraceType = Literal["Reasoning", "Chat"]
 
 _SECTIONS = ("type", "rubric", "solution", "eval", "answer")
@@ -27,7 +29,7 @@ class Answer:
     """A verdict, or the problem that stands in its place: no verdict, or both."""
 
     verdict: Side | None
-    problem: Problem | None
+    problem: ParsedProblem | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Verdict:
     """
 
     verdict: Side | None
-    problem: Problem | None
+    problem: ParsedProblem | None
     type: TraceType | None
     rubric: str | None
     justify: str | None

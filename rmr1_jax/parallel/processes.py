@@ -5,6 +5,7 @@ must be whole, and the same, in each of them.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -42,6 +43,17 @@ def to_devices(tree: Tree, sharding: Sharding) -> Tree:
     return jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree)
 
 
+def is_first() -> bool:
+    """Whether this process writes and speaks; one of several does."""
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """To whoever watches: one process of a run speaks."""
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
+
+
 def decided_by_first(decide: Callable[[], Any], about: object) -> Any:
     """What `decide` returns in the first process, in all of them; something that JSON can hold.
 
@@ -52,7 +64,7 @@ def decided_by_first(decide: Callable[[], Any], about: object) -> Any:
     if jax.process_count() == 1:
         return decide()
     found, failure = b"", None
-    if jax.process_index() == 0:
+    if is_first():
         try:
             found = json.dumps(decide()).encode()
         except Exception as error:

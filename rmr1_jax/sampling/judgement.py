@@ -8,10 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from rmr1_jax.judging import Side, parse
+from rmr1_jax.judging import Problem, Side, parse
 from rmr1_jax.sampling.driver import Sample
-
-Problem = Literal["none", "both", "truncated", "prompt_too_long"]
 
 
 @dataclass(frozen=True)

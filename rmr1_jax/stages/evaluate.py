@@ -24,6 +24,7 @@ from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.evaluation.store import Results, item_to_json
+from rmr1_jax.parallel.processes import decided_by_first, is_first, say
 from rmr1_jax.stages.judge import judge_settings, load_judge, sampling_options
 from rmr1_jax.stages.progress import JudgingProgress
 from rmr1_jax.stages.self_made import evaluate_defaults, make_grpo, make_pairs
@@ -104,8 +105,6 @@ def begin(
     tasks: Mapping[str, Sequence[Task]],
 ) -> None:
     """Enter the directory of the results; what is there must be of the same run."""
-    from rmr1_jax.parallel.processes import decided_by_first
-
     settings = judge_settings(config) | {
         name: getattr(config, name) for name in ("order", "budget", "limit")
     }
@@ -124,8 +123,6 @@ def begin(
 
 
 def note_prompt(results: Results, judge: "Judge") -> None:
-    from rmr1_jax.parallel.processes import decided_by_first
-
     prompt = {"prompt_sha256": judge.prompt.sha256, "prompt_source": judge.prompt_source}
     decided_by_first(lambda: results.note(**prompt), about=results.output)
 
@@ -164,8 +161,6 @@ def judge_benchmark(
     results: Results,
 ) -> None:
     """Judge what is not judged yet; then put the records in the order of the data set."""
-    from rmr1_jax.parallel.processes import decided_by_first
-
     rule, votes = cast(Rule, config.rule), config.votes
     if decided_by_first(results.records_file(name).exists, about=results.output):
         say(f"{name}: is judged already")
@@ -286,15 +281,3 @@ HEADLINES = (
     ("average: as published", "average"),
     ("average: corrected", "average_corrected"),
 )
-
-
-def is_first() -> bool:
-    """Whether this process writes and speaks; one of several does."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-def say(line: str) -> None:
-    if is_first():
-        print(line, file=sys.stderr, flush=True)

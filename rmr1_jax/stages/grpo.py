@@ -19,6 +19,7 @@ from rmr1_jax.models.lora import Lora, merge
 from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.models.tensors import count_parameters, tensors_of
 from rmr1_jax.models.transformer import Params
+from rmr1_jax.parallel.processes import say
 from rmr1_jax.sampling.judge import choose_prompt
 from rmr1_jax.stages.self_made import grpo_defaults, make_pairs, make_sft
 from rmr1_jax.stages.training_run import (
@@ -26,7 +27,6 @@ from rmr1_jax.stages.training_run import (
     dtype_of,
     lora_of,
     reading,
-    say,
     starting_point,
     train,
     verdict_check,

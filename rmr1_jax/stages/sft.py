@@ -13,12 +13,12 @@ from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import COMPANIONS, load_config, load_tokenizer
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.tensors import count_parameters
+from rmr1_jax.parallel.processes import say
 from rmr1_jax.stages.self_made import make_pairs, make_traces, self_made_model, sft_defaults
 from rmr1_jax.stages.training_run import (
     bar,
     dtype_of,
     lora_of,
-    say,
     starting_point,
     train,
     verdict_check,

@@ -2,7 +2,6 @@
 checkpoints, and how it goes from the latest of them to its end."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_compan
 from rmr1_jax.models.lora import Lora, parse_targets
 from rmr1_jax.models.tensors import count_parameters
 from rmr1_jax.models.transformer import Params
+from rmr1_jax.parallel.processes import say
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.loop import Outcome
 from rmr1_jax.training.metrics import MetricsLog
@@ -74,12 +74,6 @@ def train(
     finally:
         checkpoints.close()
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
-
-
-def say(line: str) -> None:
-    """To whoever watches: one process of a run speaks."""
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 def lora_of(config: TrainingConfig) -> Lora | None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rmr1_jax.judging import Side
 SAID: dict[str, Side | None] = {"A": "A", "B": "B", "-": None}
 
 
-def run(verdicts: str, *, first: int = 0, **changes: object) -> dict[str, list[Record]]:
+def run(verdicts: str, *, first: int = 0, **changes: Any) -> dict[str, list[Record]]:
     """A run on preferences; the chosen response is always A."""
     records = [
         Record(
@@ -30,7 +31,7 @@ def run(verdicts: str, *, first: int = 0, **changes: object) -> dict[str, list[R
         )
         for i, each in enumerate(verdicts)
     ]
-    return {"preferences": [replace(each, **changes) for each in records]}  # type: ignore[arg-type]
+    return {"preferences": [replace(each, **changes) for each in records]}
 
 
 def compared(*verdicts: str, replicates: int = 200) -> dict:

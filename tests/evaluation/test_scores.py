@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ INSTRUCT_32B = {
 }
 
 
-def judged(number: int, verdict: Side | None, at: Side = "A", **changes: object) -> Record:
+def judged(number: int, verdict: Side | None, at: Side = "A", **changes: Any) -> Record:
     record = Record(
         benchmark="preferences",
         id=f"pair {number}",
@@ -54,7 +55,7 @@ def judged(number: int, verdict: Side | None, at: Side = "A", **changes: object)
         problem=None if verdict else "none",
         correct=grade(verdict, at),
     )
-    return replace(record, **changes)  # type: ignore[arg-type]
+    return replace(record, **changes)
 
 
 def scored(*records: Record, replicates: int = 20) -> dict:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rmr1_jax.config import DemoConfig
 from rmr1_jax.config.self_made import self_made_grpo, self_made_prepare, self_made_sft
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.record import Problem, Record
-from rmr1_jax.judging import Side
+from rmr1_jax.evaluation.record import Record
+from rmr1_jax.judging import Problem, Side
 from rmr1_jax.main import main
 from rmr1_jax.stages import demo
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from rmr1_jax.config.evaluate import BENCHMARKS as NAMES
+from rmr1_jax.evaluation.benchmarks import BENCHMARKS
 from rmr1_jax.main import main
 from tests.stages.conftest import FakeJudge
 
@@ -83,6 +85,10 @@ class EvaluateStage:
 @pytest.fixture
 def evaluation(tmp_path: Path, fake_judge: FakeJudge, alone: None) -> EvaluateStage:
     return EvaluateStage(tmp_path, fake_judge)
+
+
+def test_every_benchmark_can_be_asked_for() -> None:
+    assert tuple(BENCHMARKS) == NAMES
 
 
 class TestARun:
