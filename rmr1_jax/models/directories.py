@@ -38,22 +38,29 @@ def replace_directory(target: Path, about: dict[str, Any]) -> Iterator[Path]:
             target.rename(replaced)
         temporary.rename(target)
         _remove(replaced)
-    except OSError as error:
+    except BaseException as error:
+        _remove_for_good(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"{target} cannot be written: {error.strerror or error}. Free space, or mend the "
             "permissions, or name another directory."
         ) from error
-    finally:
-        _remove(temporary)
 
 
 def _remove(directory: Path) -> None:
-    # Threads of a writer that failed may still be closing files, which then appear again.
-    for wait in (0.0, 0.1, 0.5):
-        time.sleep(wait)
-        shutil.rmtree(directory, ignore_errors=True)
-        if not directory.exists():
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_for_good(directory: Path) -> None:
+    """Threads of a writer that failed go on for a while, and their files bring it back."""
+    absent = 0
+    for _ in range(40):
+        absent = 0 if directory.exists() else absent + 1
+        if absent == 3:
             return
+        _remove(directory)
+        time.sleep(0.25)
 
 
 def read_marker(directory: Path) -> dict[str, Any] | None:
