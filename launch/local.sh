@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Install and run on this machine.
+#
+#   launch/local.sh run --device=cuda -- --stage=judge --model=MODEL_DIR --input=pairs.jsonl
+#
+# Commands, each of which may be repeated:
+#   setup    make the environment and install the package (what is there already stays)
+#   run      setup, then run; ^C and SIGTERM reach the run, which saves first
+#
+#   --device=KIND       cpu, cuda or tpu
+#   --processes=N       split the run over N processes of this machine (1); with cuda, each gets its
+#                       share of --gpus
+#   --gpus=N            how many GPUs there are, with --processes (8)
+#   --port=N            on which the processes find each other (12321)
+#   --venv=DIR          the environment (.venv of this checkout)
+#   --env-file=FILE     NAME=VALUE lines for the run (HF_TOKEN, WANDB_API_KEY); mode 600
+#   --log-dir=DIR       output of all processes but the first (runs/logs of this checkout)
+#   --settings=FILE     options, a line each without the dashes
+#   --dry-run           show what would be done
+#
+# Exit status: that of the run (of several processes, the first one that failed); 1 a step failed;
+# 2 a mistake in the command.
+
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+opt_device='' opt_processes=1 opt_gpus=8 opt_port=12321 opt_venv=$REPOSITORY/.venv opt_env_file=''
+opt_log_dir=$REPOSITORY/runs/logs
+PIDS=()
+
+setup() {
+    local extra='' python stamp
+    case $opt_device in
+        cpu) ;;
+        cuda | tpu) extra="[$opt_device]" ;;
+        *) die "--device=$opt_device: cpu, cuda or tpu" ;;
+    esac
+    stamp="$opt_device $(cat "$REPOSITORY"/{setup.cfg,pyproject.toml,constraints.txt} | cksum)"
+    if [[ -f $opt_venv/.rmr1_jax && $(<"$opt_venv/.rmr1_jax") == "$stamp" ]]; then
+        say "$opt_venv is set up already"
+        return
+    fi
+    if [[ ! -x $opt_venv/bin/python ]]; then
+        python=$(find_python)
+        [[ $python ]] || die "no Python of at least 3.12 with venv was found: install python3.12 and python3.12-venv"
+        attempt "making the environment" "$python" -m venv "$opt_venv"
+    fi
+    attempt "installing the package" "$opt_venv/bin/python" -m pip install --quiet \
+        --disable-pip-version-check --constraint "$REPOSITORY/constraints.txt" \
+        --editable "$REPOSITORY$extra"
+    if ! dry; then echo "$stamp" >"$opt_venv/.rmr1_jax"; fi
+}
+
+# Starts process number $1; what it writes goes to the screen from the first, to files from others.
+start() {
+    local command=("$opt_venv/bin/python" -m rmr1_jax.main) share=$((opt_gpus / opt_processes)) gpus
+    if ((opt_processes > 1)); then
+        command+=("--coordinator=127.0.0.1:$opt_port" "--process_count=$opt_processes" "--process_index=$1")
+        if [[ $opt_device == cuda ]]; then
+            gpus=$(seq -s, $(($1 * share)) $((($1 + 1) * share - 1)))
+            command=(env "CUDA_VISIBLE_DEVICES=$gpus" "${command[@]}")
+        fi
+    fi
+    if [[ $opt_device == cpu ]]; then command=(env JAX_PLATFORMS=cpu "${command[@]}"); fi
+    command+=("${REST[@]}")
+    show "${command[@]}"
+    if dry; then return; fi
+    if (($1 == 0)); then
+        "${command[@]}" &
+    else
+        "${command[@]}" >"$opt_log_dir/process_$1.log" 2>&1 &
+    fi
+    PIDS+=($!)
+}
+
+run() {
+    local number pid status result=0
+    if ((opt_processes > 1)); then attempt "making the folder of the logs" mkdir -p "$opt_log_dir"; fi
+    load_env_file "$opt_env_file"
+    trap 'kill -TERM "${PIDS[@]}" 2>/dev/null || true' TERM
+    trap 'kill -INT "${PIDS[@]}" 2>/dev/null || true' INT
+    for ((number = 0; number < opt_processes; number++)); do start "$number"; done
+    for number in "${!PIDS[@]}"; do
+        pid=${PIDS[$number]}
+        while :; do # a signal ends the wait, not the process
+            status=0
+            wait "$pid" || status=$?
+            kill -0 "$pid" 2>/dev/null || break
+        done
+        if ((status != 0 && number > 0)); then
+            warn "process $number ended with status $status: $opt_log_dir/process_$number.log"
+        fi
+        if ((result == 0)); then result=$status; fi
+    done
+    exit "$result"
+}
+
+parse "$@"
+verb=${WORDS[0]-}
+if [[ $opt_help == yes || ! $verb ]]; then
+    show_help
+    if [[ $opt_help == yes ]]; then exit 0; else exit 2; fi
+fi
+((${#WORDS[@]} == 1)) || die "one command at a time: ${WORDS[*]}"
+need device
+check_number processes gpus port
+((opt_processes > 0)) || die "--processes=0: at least one is needed"
+case $verb in
+    setup) setup ;;
+    run)
+        check_stage
+        check_env_file "$opt_env_file"
+        if [[ $opt_device == cuda ]] && ((opt_gpus % opt_processes)); then
+            die "--gpus=$opt_gpus cannot be shared by --processes=$opt_processes"
+        fi
+        if [[ $opt_device == tpu ]] && ((opt_processes > 1)); then
+            die "--processes=$opt_processes: the chips of a TPU machine belong to one process"
+        fi
+        setup
+        run
+        ;;
+    *) die "$verb is no command of $0 (see --help)" ;;
+esac

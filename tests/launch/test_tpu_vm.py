@@ -1,0 +1,277 @@
+"""launch/tpu_vm.sh: from nothing to a finished run, through every failure on the way."""
+
+import time
+from pathlib import Path
+from shlex import split
+
+import pytest
+
+from tests.launch.conftest import Cloud, Result, reads_only
+
+SLICE = ["--name=run1", "--project=p", "--zone=z", "--poll=0"]
+CREATE = ["--accelerator=v5e-16", "--capacity=spot"]
+STAGE = ["--", "--stage=sft", "--workdir=/mnt/shared/runs/one", "--odd=a 'b' $c"]
+UP = ["up", *SLICE, *CREATE, "--mount=gs://bucket/folder", "--yes"]
+STEPS = ("create", "scp", "tar -xzf", "worker.sh setup", "worker.sh start")
+
+
+def up(cloud: Cloud, *more: str, fail: int | str = "") -> Result:
+    return cloud.run("tpu_vm.sh", *UP, *more, *STAGE, fail=fail)
+
+
+def done(cloud: Cloud, step: str) -> int:
+    return sum(step in " ".join(call) for call in cloud.calls("gcloud"))
+
+
+def runs(cloud: Cloud, expected: int = 1) -> list[list[str]]:
+    """The starts of a run; one that has just been started takes a moment to be seen."""
+    for _ in range(100):
+        calls = cloud.calls("python", inside=True)
+        found = [call for call in calls if call[1:3] == ["-m", "rmr1_jax.main"]]
+        if len(found) >= expected:
+            break
+        time.sleep(0.1)
+    assert len(found) == expected
+    return found
+
+
+def test_up_makes_a_slice_and_runs_on_all_its_workers(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 2}])
+    result = up(cloud)
+    assert result.status == 0, result.err
+    assert "the run is done" in result.out and "still there and costs money" in result.out
+    (create,) = [call for call in cloud.calls("gcloud") if "create" in call]
+    assert {
+        "run1",
+        "--project=p",
+        "--zone=z",
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--node-id=run1",
+        "--spot",
+    } <= set(create)
+    expected = ["--distributed=tpu", "--stage=sft", "--workdir=/mnt/shared/runs/one"]
+    assert [run[3:] for run in runs(cloud, 2)] == [[*expected, "--odd=a 'b' $c"]] * 2
+    installs = [call for call in cloud.calls("python", inside=True) if "pip" in call]
+    assert len(installs) == 2 and installs[0][-1].endswith("rmr1_jax[tpu]")
+    (mount, _) = cloud.calls("gcsfuse", inside=True)
+    assert mount[-2] == "bucket" and mount[mount.index("--only-dir") + 1] == "folder"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
+        ("v4-32", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ],
+)
+def test_each_generation_has_its_software(cloud: Cloud, accelerator: str, runtime: str) -> None:
+    options = [*SLICE, f"--accelerator={accelerator}", "--capacity=reserved", "--slices=2"]
+    result = cloud.run("tpu_vm.sh", "create", *options, "--dry-run")
+    assert f"--runtime-version={runtime} --node-count=2 --node-prefix=run1 --reserved" in result.out
+
+
+def failing_calls() -> range:
+    """As many as `up` makes; test_every_call_can_fail says whether they still are."""
+    return range(1, 13)
+
+
+@pytest.mark.parametrize("number", failing_calls())
+def test_a_call_fails_and_the_same_command_completes(cloud: Cloud, number: int) -> None:
+    first = up(cloud, "--detach", fail=number)
+    before = {step: done(cloud, step) for step in STEPS}
+    broken = " ".join(cloud.calls("gcloud")[number - 1])
+    if "worker.sh status" in broken or number in (4, 5, 6):  # asked again: waiting is patient
+        assert first.status == 0
+        return
+    if "auth list" in broken:
+        assert first.status == 2 and "gcloud auth login" in first.error
+    else:
+        assert first.status == 1
+        assert "broken on purpose" in first.error and "exit status" in first.error
+        assert "to go on, run again: " in first.error and "tpu_vm.sh up --name=run1" in first.error
+    second = up(cloud, "--detach")
+    assert second.status == 0, second.err
+    for step in STEPS:
+        repeated = 1 if step in broken or (step == "scp" and "tar -xzf" in broken) else 0
+        assert done(cloud, step) - before[step] == (repeated if before[step] else 1), step
+    assert runs(cloud)
+
+
+def test_every_call_can_fail(cloud: Cloud) -> None:
+    assert up(cloud, "--detach").status == 0
+    assert len(cloud.calls("gcloud")) + 1 == failing_calls().stop
+
+
+@pytest.mark.parametrize("step", ["-m venv", "-m pip", "gcsfuse", "sudo mkdir"])
+def test_a_step_on_a_worker_fails_and_is_made_up_for(cloud: Cloud, step: str) -> None:
+    result = up(cloud, "--detach", fail=step)
+    assert result.status == 1 and "setting up the workers failed" in result.error
+    assert up(cloud, "--detach").status == 0
+    assert runs(cloud) and done(cloud, " scp ") == 1
+
+
+def test_an_nfs_share_is_mounted_as_well(cloud: Cloud) -> None:
+    assert up(cloud, "--mount=10.0.0.2:/share", "--detach").status == 0
+    (mount,) = cloud.calls("mount", inside=True)
+    assert mount[1:3] == ["-t", "nfs"] and mount[-2] == "10.0.0.2:/share"
+
+
+@pytest.mark.parametrize("after", ["SUSPENDED", "ACTIVE"])
+def test_a_slice_that_is_taken_away_is_made_again_and_the_run_goes_on(
+    cloud: Cloud, after: str
+) -> None:
+    short = {"probes": 3, "after": after, "run": {"waits": True}}
+    cloud.scenario(lives=[short, {"run": {"status": 0}}])
+    result = up(cloud)
+    assert result.status == 0, result.err
+    assert "was taken away" in result.out
+    actions = [call[4] for call in cloud.calls("gcloud") if call[4] in ("create", "delete")]
+    assert actions == ["create", "delete", "create"]
+    first, second = runs(cloud, 2)
+    assert first == second
+
+
+def test_a_request_that_fails_is_asked_for_again_but_not_for_ever(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"states": ["FAILED"]}])
+    result = up(cloud, "--restarts=2")
+    assert result.status == 1 and "gone or interrupted 3 times" in result.error
+    assert done(cloud, " create ") == 3
+
+
+@pytest.mark.parametrize("status", [3, 137, 143])
+def test_a_run_that_lost_a_worker_or_was_stopped_starts_again(cloud: Cloud, status: int) -> None:
+    cloud.scenario(lives=[{"run": {"status": status}}])
+    result = up(cloud, "--restarts=1")
+    assert "the run was interrupted" in result.out and runs(cloud, 2)
+    assert done(cloud, " create ") == 1  # the slice stayed
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_run_that_failed_is_not_started_again(cloud: Cloud, status: int) -> None:
+    cloud.scenario(lives=[{"run": {"status": status}}])
+    result = up(cloud)
+    assert result.status == status and runs(cloud)
+    assert f"ended with status {status}" in result.error
+    assert "running --distributed=tpu --stage=sft" in result.err  # the end of its log
+    assert "costs money" in result.err
+
+
+def test_what_is_running_is_left_alone_and_can_be_watched_and_stopped(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"run": {"waits": True}}])
+    assert up(cloud, "--detach").status == 0
+    again = up(cloud, "--detach")
+    assert again.status == 0 and "The run is going on all workers" in again.out
+    assert runs(cloud)
+    mount = "--mount=gs://bucket/folder"
+    same = cloud.run("tpu_vm.sh", "run", *SLICE, mount, *STAGE)
+    assert same.status == 0 and "running already" in same.out
+    other = cloud.run("tpu_vm.sh", "run", *SLICE, mount, *STAGE, "--more=1")
+    assert other.status == 1 and "another run is going" in other.err
+    (cloud.checkout / "new.txt").write_text("changed")
+    sync = cloud.run("tpu_vm.sh", "sync", *SLICE)
+    assert sync.status == 2 and "a run is going on run1" in sync.error
+    assert "state=running" in cloud.run("tpu_vm.sh", "status", *SLICE, mount).out
+    stop = cloud.run("tpu_vm.sh", "stop", *SLICE)
+    assert stop.status == 0 and "stopped" in stop.out
+    assert "state=ended:143" in cloud.run("tpu_vm.sh", "status", *SLICE, mount).out
+    assert "waiting" in cloud.run("tpu_vm.sh", "logs", *SLICE).out
+
+
+def test_delete_when_done_and_delete_of_nothing(cloud: Cloud) -> None:
+    assert up(cloud, "--delete-when-done").status == 0
+    (delete,) = [call for call in cloud.calls("gcloud") if "delete" in call]
+    assert "--force" in delete and "--quiet" in delete
+    nothing = cloud.run("tpu_vm.sh", "delete", *SLICE, "--yes")
+    assert nothing.status == 0 and "nothing to delete" in nothing.out
+    assert done(cloud, " delete ") == 1
+
+
+def test_a_dry_run_shows_all_and_only_reads(cloud: Cloud) -> None:
+    result = up(cloud, "--dry-run")
+    assert result.status == 0 and reads_only(cloud.calls())
+    shown = [line for line in result.out.splitlines() if line.startswith("+ gcloud")]
+    cloud.forget_calls()
+    up(cloud, "--detach")
+    made = [call for call in cloud.calls("gcloud") if not reads_only([call])]
+    made = [call for call in made if "worker.sh status" not in call[-1]]
+    assert len(made) == 5
+    shown = [line for line in shown if " describe " not in line]
+    assert [split(line)[5] for line in shown] == [call[4] for call in made]
+    assert split(shown[-1])[1:] == made[-1]  # to the last quote
+
+
+@pytest.mark.parametrize("missing", ["gcloud", "login"])
+def test_a_dry_run_needs_neither_gcloud_nor_an_account(cloud: Cloud, missing: str) -> None:
+    if missing == "gcloud":
+        cloud.absent.add("gcloud")
+    else:
+        cloud.scenario(account="")
+    dry = up(cloud, "--dry-run")
+    assert dry.status == 0 and "as if nothing existed yet" in dry.err and " create run1" in dry.out
+    real = up(cloud)
+    assert real.status == 2 and ("gcloud is not" in real.error)
+    assert reads_only(cloud.calls())
+
+
+def test_nothing_that_costs_is_made_unasked(cloud: Cloud) -> None:
+    result = cloud.run("tpu_vm.sh", "create", *SLICE, *CREATE)
+    assert result.status == 2 and "costs money" in result.error and "add --yes" in result.error
+    assert reads_only(cloud.calls())
+
+
+def test_another_accelerator_under_the_same_name_is_refused(cloud: Cloud) -> None:
+    assert cloud.run("tpu_vm.sh", "create", *SLICE, *CREATE, "--yes").status == 0
+    other = ["--accelerator=v6e-8", "--capacity=spot", "--yes"]
+    result = cloud.run("tpu_vm.sh", "create", *SLICE, *other)
+    assert result.status == 2 and "run1 exists and is a v5litepod-16" in result.error
+
+
+def test_secrets_are_copied_and_stand_on_no_command_line(cloud: Cloud) -> None:
+    file = cloud.secrets()
+    assert up(cloud, f"--env-file={file}").status == 0
+    text = (cloud.folder / "calls.jsonl").read_text()
+    assert "hf_very_secret_value" not in text and "secrets.env" in text
+    kept = cloud.folder / "workers/0/.rmr1_jax/env"
+    assert kept.read_text() == Path(file).read_text() and kept.stat().st_mode & 0o777 == 0o600
+    assert " True" in (cloud.folder / "workers/0/.rmr1_jax/log").read_text()  # the run has it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bogus=1"], "there is no option --bogus"),
+        (["--capacity=cheap"], "spot, on-demand or reserved"),
+        (["--accelerator=v9-8"], "name its TPU software"),
+        (["--accelerator=tpu7x-8"], "through GKE only"),
+        (["--mount=bucket"], "--mount=bucket: gs://BUCKET"),
+        (["--name=Run_1"], "lower-case letters"),
+        (["--poll=soon"], "a whole number"),
+        (["--zone="], "--zone needs a value"),
+        (["--", "--stage=sft", "--workdir=runs/a"], "lies on the disk of one worker"),
+        (["--", "--workdir=/mnt/shared/a"], "say what to run after --"),
+        (["--", "--stage=sft"], "name where the run is kept"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_asked(
+    cloud: Cloud, options: list[str], message: str
+) -> None:
+    result = cloud.run("tpu_vm.sh", *UP, *options, *([] if "--" in options else STAGE))
+    assert result.status == 2 and message in result.error
+    assert cloud.calls() == []
+
+
+def test_options_come_from_a_file_too(cloud: Cloud) -> None:
+    file = cloud.folder / "slice.txt"
+    file.write_text("# ours\nproject=p\nzone=z\nname=run1\n\ninternal-ips\nnetwork=n\n")
+    settings = f"--settings={file}"
+    result = cloud.run("tpu_vm.sh", "create", settings, "--zone=other", *CREATE, "--dry-run")
+    assert result.status == 0 and "--network=n --internal-ips" in result.out
+    assert "--zone=other" in result.out and "--zone=z" not in result.out
+    file.write_text("colour=red\n")
+    assert (
+        f"{file}, line 1: there is no option --colour"
+        in cloud.run("tpu_vm.sh", "create", settings).error
+    )
