@@ -5,11 +5,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from rmr1_jax.atomic import write_whole
@@ -31,6 +29,7 @@ from rmr1_jax.evaluation.report_samples import (
 )
 from rmr1_jax.evaluation.report_scores import Number
 from rmr1_jax.evaluation.store import SCORES, Results
+from rmr1_jax.evaluation.templates import STYLE, render, source
 from rmr1_jax.evaluation.votes import outcome
 
 REPORT = "report.html"
@@ -126,22 +125,11 @@ def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int
 
 def _render(template: str, **context: Any) -> str:
     """A page, with the one script that may run in it named in its policy by what it says."""
-    files = resources.files("rmr1_jax.evaluation")
-
-    def source(name: str) -> str:
-        return (files / name).read_text(encoding="utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = source("page.js.jinja")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        css=Markup(source("page.css.jinja")),
+    return render(
+        template,
+        css=Markup(source(STYLE)),
         script=Markup(script),
         policy=Markup(
             f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

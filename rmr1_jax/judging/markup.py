@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from markupsafe import Markup, escape
+
 # A part may hold tags; a section also ends where the next one begins (as in verdict.py).
 SECTIONS = {"type", "rubric", "solution", "eval", "answer"}
 PARTS = SECTIONS | {"think", "justify", "quote_A", "quote_B", "summary_A", "summary_B"}
@@ -69,3 +71,21 @@ def pieces(text: str, *, parts: bool = True) -> Iterator[Piece]:
     if end < len(text):
         yield Piece("text", text[end:])
     yield from close(len(open_parts))
+
+
+def highlighted(text: str, *, parts: bool = True) -> Markup:
+    """Escaped text with its marks coloured, and (`parts`) each part of a judgement in a block.
+
+    Always well-formed, whatever the text opens and does not close.
+    """
+    html: list[str] = []
+    for kind, shown, name in pieces(text, parts=parts):
+        if kind == "open":
+            html.append(f'<span class="part {name}">')
+        elif kind == "close":
+            html.append("</span>")
+        elif kind == "mark":
+            html.append(f'<b class="mark {name}">{escape(shown)}</b>')
+        else:
+            html.append(str(escape(shown)))
+    return Markup("".join(html))

@@ -11,10 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup, escape
 
 from rmr1_jax.judging import Side, answer
-from rmr1_jax.judging.markup import pieces
+from rmr1_jax.judging.markup import highlighted
 from rmr1_jax.training.metrics import keep_until
 
 SAMPLES = "samples.jsonl"
@@ -124,24 +123,6 @@ def outcome(record: Record) -> str:
     if record["verdict"] is None:
         return "none"
     return "right" if record["verdict"] == record["label"] else "wrong"
-
-
-def highlighted(text: str, *, parts: bool = True) -> Markup:
-    """Escaped text with its marks coloured, and (`parts`) each part of a judgement in a block.
-
-    Always well-formed, whatever the text opens and does not close.
-    """
-    html: list[str] = []
-    for kind, shown, name in pieces(text, parts=parts):
-        if kind == "open":
-            html.append(f'<span class="part {name}">')
-        elif kind == "close":
-            html.append("</span>")
-        elif kind == "mark":
-            html.append(f'<b class="mark {name}">{escape(shown)}</b>')
-        else:
-            html.append(str(escape(shown)))
-    return Markup("".join(html))
 
 
 def page_template() -> Template:

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmr1_jax.judging.markup import PARTS
+from rmr1_jax.judging.markup import PARTS, highlighted
 from rmr1_jax.training import samples
 from rmr1_jax.training.samples import (
     PAGE,
     SAMPLES,
     SampleLog,
     TraceRecord,
-    highlighted,
     in_groups,
 )
 
