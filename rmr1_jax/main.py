@@ -7,13 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rmr1_jax.config import STAGES, nearest, parse_config, take_option
 from rmr1_jax.errors import UserError
+from rmr1_jax.parallel.multihost import HELP as DISTRIBUTED_HELP
+from rmr1_jax.parallel.multihost import OPTIONS, Distributed, Joined, join
 
 PROGRAM = "python -m rmr1_jax.main"
 CACHE_VARIABLE = "RMR1_JAX_CACHE"
+# Stages whose work several processes share.
+SHARED = ("sft", "grpo", "judge", "evaluate")
 
 ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -25,30 +30,54 @@ ADVICE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage and return the exit status: the stage's own, 2 for a UserError, 130 for ^C."""
+    """Run one stage and return the exit status: the stage's own, 2 for a UserError, 130 for ^C.
+
+    One of several processes that fails tells the others and ends at once.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    job = Job()
     try:
         try:
-            return run_stage(arguments, debug)
+            status = run_stage(arguments, debug, job)
+            if job.joined:
+                job.joined.leave()
+            return status
         finally:
             sys.stdout.flush()  # here, where a broken pipe is still caught
     except UserError as error:
-        return _fail(str(error), 2, debug)
+        return _fail(str(error), 2, debug, job)
     except BrokenPipeError:
         # Whoever read our output has seen enough; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if job.joined:
+            job.joined.fail(1, "whoever read its output has gone")
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = ADVICE.get(error.errno or 0, "")
-        return _fail(f"{where}{error.strerror or error}{'; ' + advice if advice else ''}", 2, debug)
+        message = f"{where}{error.strerror or error}{'; ' + advice if advice else ''}"
+        return _fail(message, 2, debug, job)
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted{'; ' + str(error) if str(error) else ''}", 130, debug)
+        message = f"interrupted{'; ' + str(error) if str(error) else ''}"
+        return _fail(message, 130, debug, job)
+    except Exception as error:
+        if job.joined:
+            job.joined.hear()
+            traceback.print_exc()
+            job.joined.fail(1, f"{type(error).__name__}: {str(error).partition('\n')[0]}")
+        raise
 
 
-def run_stage(arguments: Sequence[str], debug: bool) -> int:
+@dataclass
+class Job:
+    """The processes that this one is among, if any."""
+
+    joined: Joined | None = None
+
+
+def run_stage(arguments: Sequence[str], debug: bool, job: Job) -> int:
     stage, rest = take_option(arguments, "stage")
     if stage is None:
         if not rest or "--help" in rest or "-h" in rest:
@@ -59,12 +88,24 @@ def run_stage(arguments: Sequence[str], debug: bool) -> int:
         raise UserError(
             f"--stage={stage} is unknown{nearest(stage, STAGES)} (there are {', '.join(STAGES)})"
         )
+    asked, rest = take_distributed(rest)
     config = parse_config(stage, rest)
     if not debug:
         quiet_libraries()
     keep_compiled_programs()
+    job.joined = join(asked, stage, stage in SHARED)
     # Not before now: the stages import jax, and --help should not wait for it.
     return int(importlib.import_module(f"rmr1_jax.stages.{stage}").run(config))
+
+
+def take_distributed(arguments: Sequence[str]) -> tuple[Distributed, list[str]]:
+    """What is said of several processes, and the other arguments."""
+    said, rest = Distributed(), list(arguments)
+    for option, field in zip(OPTIONS, fields(Distributed), strict=True):
+        value, rest = take_option(rest, option)
+        if value is not None:
+            said = replace(said, **{field.name: value})
+    return said, rest
 
 
 def help_text() -> str:
@@ -81,6 +122,10 @@ usage: {PROGRAM} --stage=STAGE [--config=RECIPE] [--field=value ...] [--debug]
   --config=RECIPE  a Python file with `config = ...Config(...)`: values for the fields
   --field=value    one field of the stage; --stage=STAGE --help lists them
   --debug          show the traceback of an error, and what the libraries log
+
+Several processes, one a host or one a GPU, can share {", ".join(SHARED)}:
+
+{DISTRIBUTED_HELP}
 
 Compiled programs are kept in ~/.cache/rmr1_jax/xla, or where {CACHE_VARIABLE} says; if that is
 set but empty, nowhere."""
@@ -117,10 +162,12 @@ def keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def _fail(message: str, status: int, debug: bool) -> int:
+def _fail(message: str, status: int, debug: bool, job: Job) -> int:
     if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
+    if job.joined:
+        job.joined.fail(status, message)
     return status
 
 

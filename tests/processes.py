@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The devices are looked for at once, so that nothing that the script imports can change how many.
 BEGIN = "import jax; {join}jax.devices()\n"
+MAIN = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
 JOIN = "jax.distributed.initialize({address!r}, {count}, {index}); "
 
 
@@ -30,10 +32,86 @@ def run_processes(
     importable; one process alone is not distributed. Returns what each has printed. Where one
     fails, the others are ended, since they would wait for it, and AssertionError shows its errors.
     """
+    address = free_address()
+    variables = _variables(devices, environment)
+    with TemporaryDirectory() as directory:
+        # Files, not pipes: a full pipe would hold up one process, and with it all others.
+        paths = [Path(directory) / str(index) for index in range(count)]
+        running = []
+        for index, path in enumerate(paths):
+            join = JOIN.format(address=address, count=count, index=index) if count > 1 else ""
+            command = [sys.executable, "-c", BEGIN.format(join=join) + script, *arguments]
+            running.append(_start(command, variables, path))
+        _wait(running, time.monotonic() + timeout)
+        for process, path in zip(running, paths, strict=True):
+            errors = path.with_suffix(".err").read_text()[-4000:]
+            assert process.returncode == 0, f"process {path.name}: {process.returncode}\n{errors}"
+        return [path.with_suffix(".out").read_text() for path in paths]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status (minus the signal that killed it), what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_job(
+    arguments: Sequence[str],
+    count: int,
+    devices: int,
+    *,
+    script: str = MAIN,
+    only: Sequence[int] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 300.0,
+) -> list[Ended]:
+    """The command line in `count` processes of `devices` devices each, started by flags.
+
+    Unlike `run_processes` nothing is done for them, and they end by themselves, however one of them
+    ends. Those that have not after `timeout` seconds are killed, and AssertionError says so.
+
+    Args:
+      arguments: of the command line.
+      script: Python source, which runs `rmr1_jax.main` and may do something before.
+      only: the processes that are started at all.
+    """
+    address, variables = free_address(), _variables(devices, environment)
+    flags = [f"--coordinator={address}", f"--process_count={count}"]
+    with TemporaryDirectory() as directory:
+        paths = [Path(directory) / str(index) for index in (range(count) if only is None else only)]
+        running = []
+        for path in paths:
+            given = [*arguments, *flags, f"--process_index={path.name}"]
+            running.append(_start([sys.executable, "-c", script, *given], variables, path))
+        late: list[str] = []
+        until = time.monotonic() + timeout
+        for process, path in zip(running, paths, strict=True):
+            try:
+                process.wait(max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                late.append(path.name)
+                process.kill()
+                process.wait()
+        ended = [
+            Ended(process.returncode, *(path.with_suffix(s).read_text() for s in (".out", ".err")))
+            for process, path in zip(running, paths, strict=True)
+        ]
+    errors = "\n".join(end.err[-2000:] for end in ended)
+    assert not late, f"processes {', '.join(late)} did not end\n{errors}"
+    return ended
+
+
+def free_address() -> str:
     with socket.socket() as found:
         found.bind(("localhost", 0))
-        address = f"localhost:{found.getsockname()[1]}"
-    variables = {
+        return f"localhost:{found.getsockname()[1]}"
+
+
+def _variables(devices: int, environment: Mapping[str, str] | None) -> dict[str, str]:
+    return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
@@ -41,26 +119,13 @@ def run_processes(
         "PYTHONPATH": str(REPOSITORY),
         **(environment or {}),
     }
-    with TemporaryDirectory() as directory:
-        # Files, not pipes: a full pipe would hold up one process, and with it all others.
-        paths = [Path(directory) / str(index) for index in range(count)]
-        running = []
-        for index, path in enumerate(paths):
-            join = JOIN.format(address=address, count=count, index=index) if count > 1 else ""
-            with (
-                path.with_suffix(".out").open("w") as out,
-                path.with_suffix(".err").open("w") as err,
-            ):
-                begin = BEGIN.format(join=join)
-                command = [sys.executable, "-c", begin + script, *arguments]
-                running.append(
-                    subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=out, stderr=err)
-                )
-        _wait(running, time.monotonic() + timeout)
-        for process, path in zip(running, paths, strict=True):
-            errors = path.with_suffix(".err").read_text()[-4000:]
-            assert process.returncode == 0, f"process {path.name}: {process.returncode}\n{errors}"
-        return [path.with_suffix(".out").read_text() for path in paths]
+
+
+def _start(
+    command: Sequence[str], variables: Mapping[str, str], path: Path
+) -> "subprocess.Popen[bytes]":
+    with path.with_suffix(".out").open("w") as out, path.with_suffix(".err").open("w") as err:
+        return subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=out, stderr=err)
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]], until: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from rmr1_jax.errors import UserError
@@ -102,17 +103,52 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     """The mesh over `devices` (default: all there are), axes `data`, `fsdp`, `tensor`.
 
     Where JAX knows the topology, neighbours in the mesh are neighbours on the wire; elsewhere the
-    devices keep their order. Raises `UserError` if the mesh does not use each of them exactly once.
+    devices keep their order. Several TPU slices follow one another along `data`: the network that
+    joins them is slow, and that axis needs it least. Raises `UserError` if the mesh does not use
+    each device exactly once, or if `data` is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = check_mesh(shape, num_devices=len(devices), sizes={}, rules={})
-    along, types = tuple(shape.sizes.values()), (AxisType.Auto,) * len(AXES)
-    try:
-        return jax.make_mesh(along, AXES, axis_types=types, devices=devices)
-    except (NotImplementedError, ValueError):
-        # A mesh that the torus cannot be cut into, or several TPU slices. JAX lists the devices
-        # slice by slice, so plain order puts the slow links between slices on the data axis.
-        return Mesh(np.array(devices).reshape(along), AXES, axis_types=types)
+    slices = _slices(devices)
+    if shape.data % len(slices):
+        raise UserError(
+            f"mesh {shape} does not fit: data {shape.data} is not a multiple of the {len(slices)} "
+            f"slices of the {len(devices)} devices. {_over_slices(shape, slices)} would do."
+        )
+    inside = (shape.data // len(slices), shape.fsdp, shape.tensor)
+    placed = np.concatenate([_arranged(inside, some) for some in slices])
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices by TPU slice; all in one where there are none. GPUs have slices as well, one a
+    host, but what joins those may well carry the other axes."""
+    by_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        by_slice.setdefault(number, []).append(device)
+    found = [by_slice[number] for number in sorted(by_slice)]
+    if len({len(some) for some in found}) > 1:
+        sizes = ", ".join(str(len(some)) for some in found)
+        raise UserError(f"the slices have {sizes} devices; a mesh needs slices of one size")
+    return found
+
+
+def _arranged(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of one slice, in the order of the wires where it can be cut into that shape."""
+    for split in (False, True):  # whether an axis of the torus may be divided among two of ours
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+        except (NotImplementedError, ValueError):
+            continue
+    return np.array(devices).reshape(shape)
+
+
+def _over_slices(shape: MeshShape, slices: Sequence[Sequence[jax.Device]]) -> MeshShape:
+    """The nearest mesh that has a whole number of data groups in each slice."""
+    fitting = [m for m in _meshes(len(slices) * len(slices[0])) if not m.data % len(slices)]
+    # Of equally near ones that with the same tensor, which the model's heads have to divide.
+    return min(fitting, key=lambda m: (_distance(m, shape), m.tensor != shape.tensor))
 
 
 def _unreadable(text: str, part: str, problem: str) -> UserError:

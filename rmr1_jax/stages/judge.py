@@ -5,14 +5,18 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from rmr1_jax.config import JudgeConfig, JudgeOptions
 from rmr1_jax.data.record_log import GO_ON, RecordLog
 from rmr1_jax.data.sources import RejectsFile, read_preferences
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Preference, preference_from_record
+from rmr1_jax.parallel.multihost import is_one_of_several
 from rmr1_jax.stages.judgement_record import Tally, judgement_record
 from rmr1_jax.stages.progress import JudgingProgress
 
@@ -36,6 +40,8 @@ def run(config: JudgeConfig) -> int:
     """Returns the exit status: 1 if a line was rejected or a prompt was too long, else 0."""
     config.check()
     if config.question:
+        if is_one_of_several():
+            raise UserError("one pair is judged in one process; give several --input=PAIRS.jsonl")
         return judge_one_pair(config)
     return judge_file(config)
 
@@ -51,42 +57,69 @@ def judge_file(config: JudgeConfig) -> int:
         raise UserError(
             f"{config.input}: is where rejected lines go with --output={config.output}; rename it"
         )
-    settings = run_settings(config)
+    settings, tally = run_settings(config), Tally()
     preferences = read_preferences(config.input, rejects=rejects)
-    with RecordLog(Path(config.output)) as log:
-        log.check_settings(settings)
-        # All of the input is read before the model is, which finds every reject again. What an
-        # earlier run rejected may have been mended since.
-        rejects.path.unlink(missing_ok=True)
-        total, tally = compare_with_input(log, preferences)
+    with RecordLog(Path(config.output)) if _writes() else nullcontext() as log:
+
+        def begin() -> tuple[int, int]:
+            nonlocal tally
+            assert log is not None
+            log.check_settings(settings)
+            # All of the input is read before the model is, which finds every reject again. What an
+            # earlier run rejected may have been mended since.
+            rejects.path.unlink(missing_ok=True)
+            total, tally = compare_with_input(log, preferences)
+            return log.count, total
+
+        done, total = _first_decides(begin, config.output)
         speed = ""
-        if log.count < total:
-            progress = judge_rest(config, settings, log, total, tally)
+        if done < total:
+            progress = judge_rest(config, settings, log, done, total, tally)
             speed = f"; {progress.tokens:,} tokens, {progress.tokens_per_second:,.0f} tokens/s"
-        print(f"{tally}{speed}; written to {log.path}")
+        if log:
+            print(f"{tally}{speed}; written to {log.path}")
     if rejects.count:
         lines = "line is no pair" if rejects.count == 1 else "lines are no pairs"
         print(f"{rejects.count} {lines}: see {rejects.path}", file=sys.stderr)
-    return 1 if rejects.count or tally.problems["prompt_too_long"] else 0
+    return int(
+        _first_decides(
+            lambda: 1 if rejects.count or tally.problems["prompt_too_long"] else 0, config.output
+        )
+    )
 
 
 def judge_rest(
-    config: JudgeConfig, settings: dict[str, object], log: RecordLog, total: int, tally: Tally
+    config: JudgeConfig,
+    settings: dict[str, object],
+    log: RecordLog | None,
+    done: int,
+    total: int,
+    tally: Tally,
 ) -> JudgingProgress:
-    """Judge the pairs after the first `log.count` and append their records."""
+    """Judge the pairs after the first `done` and append their records, where there is a log."""
     judge = load_judge(config)
-    settings = settings | {"prompt_sha256": judge.prompt.sha256}
-    log.check_settings(settings)
-    if log.count == 0:
-        log.write_run_info({"settings": settings, "prompt_source": judge.prompt_source})
-    else:
-        print(f"{log.count} of {total} pairs are judged already", file=sys.stderr)
-    done = log.count
+    if is_one_of_several():
+        from rmr1_jax.parallel.processes import refuse_different
+
+        refuse_different(Path(config.input).read_bytes(), about=config.input)
+
+    def note() -> None:
+        assert log is not None
+        made_with = settings | {"prompt_sha256": judge.prompt.sha256}
+        log.check_settings(made_with)
+        if done == 0:
+            log.write_run_info({"settings": made_with, "prompt_source": judge.prompt_source})
+        else:
+            print(f"{done} of {total} pairs are judged already", file=sys.stderr)
+
+    _first_decides(note, config.output)
     rest = itertools.islice(
         read_preferences(config.input, rejects=lambda line, reason, text: None), done, total
     )
+    console = Console(stderr=True, quiet=log is None)
+    written = done
     try:
-        with JudgingProgress(total=total, done=done) as progress:
+        with JudgingProgress(total=total, done=done, console=console) as progress:
             for preference, orders in in_input_order(
                 judge,
                 rest,
@@ -97,14 +130,34 @@ def judge_rest(
                 on_progress=lambda now: progress.tokens_written(now.tokens),
             ):
                 record = judgement_record(preference, *orders)
-                log.append(record)
+                if log:
+                    log.append(record)
+                written += 1
                 tally.add(record)
                 progress.pair_done()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{log.count} of {total} pairs are in {log.path}; {GO_ON}"
+            f"{log.count if log else written} of {total} pairs are in {config.output}; {GO_ON}"
         ) from None
     return progress
+
+
+def _writes() -> bool:
+    """Whether this process writes the records."""
+    if not is_one_of_several():
+        return True
+    from rmr1_jax.parallel.processes import is_first
+
+    return is_first()
+
+
+def _first_decides[T](decide: Callable[[], T], about: object) -> T:
+    """`decided_by_first`, without jax where this process is alone."""
+    if not is_one_of_several():
+        return decide()
+    from rmr1_jax.parallel.processes import decided_by_first
+
+    return decided_by_first(decide, about)
 
 
 def in_input_order(
@@ -231,6 +284,7 @@ def _judge_aloud(judge: "Judge", preference: Preference, config: JudgeConfig) ->
 
 def load_judge(config: JudgeOptions) -> "Judge":
     """Load the model and say which prompt it is asked with."""
+    from rmr1_jax.parallel.processes import say
     from rmr1_jax.sampling.judge import Judge
 
     judge = Judge.load(
@@ -242,9 +296,7 @@ def load_judge(config: JudgeOptions) -> "Judge":
         max_context=config.max_context,
     )
     prompt = judge.prompt
-    print(
-        f"Prompt: {prompt.style}, SHA-256 {prompt.sha256} ({judge.prompt_source})", file=sys.stderr
-    )
+    say(f"Prompt: {prompt.style}, SHA-256 {prompt.sha256} ({judge.prompt_source})")
     return judge
 
 

@@ -16,6 +16,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import CHECKPOINTS, WEIGHTS, quiet_orbax
 from rmr1_jax.models.mismatch import refuse_mismatch
+from rmr1_jax.parallel.processes import any_process, decided_by_first
 from rmr1_jax.training.step import TrainState
 
 OPTIMIZER, RUN = "optimizer", "run"
@@ -106,13 +107,17 @@ class RunCheckpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
+            found, damage = None, None
             try:
                 with quiet_orbax():
-                    return self._read(step, like)
+                    found = self._read(step, like)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damage
-                self._set_aside(step, error)
+                damage = error
+            if not any_process(damage is not None):
+                return found
+            self._set_aside(step, damage or "another process cannot read its part")
         if steps:
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read. "
@@ -153,10 +158,14 @@ class RunCheckpoints:
             _shapes(stored.tree if hasattr(stored, "tree") else stored),
         )
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, error: object) -> None:
         place = self.directory / str(step)
         aside = self.directory / f"{step}.damaged"
-        place.rename(aside)
+
+        def rename() -> None:
+            place.rename(aside)
+
+        decided_by_first(rename, about=place)
         self._manager.reload()
         reason = str(error).strip().split("\n")[0][:200]
         self.warn(f"checkpoint {place} is damaged ({reason}); it is now {aside.name}")

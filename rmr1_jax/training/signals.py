@@ -36,19 +36,27 @@ class StopSignal:
         self.signal = number
 
     def asked(self) -> bool:
-        """Whether a step may be given up half-way; several processes finish it together."""
-        return self.signal is not None and jax.process_count() == 1
+        """Whether a step is to be given up half-way.
+
+        Several processes must ask at the same places, and get the same answer.
+        """
+        return self._agreed(self.signal)
 
     def stop_after(self, step: int) -> bool:
         """Whether this is the step to stop at; with several processes, the same one for all.
 
         Each tells the others of its signal, or of the notice that its machine will be taken away.
         """
+        noticed = None
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            noticed = signal.SIGTERM
+        return self._agreed(self.signal or noticed)
+
+    def _agreed(self, number: int | None) -> bool:
         if jax.process_count() == 1:
-            return self.signal is not None
-        noticed = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
-        told = multihost_utils.process_allgather(np.int32(self.signal or noticed))
+            return number is not None
+        told = multihost_utils.process_allgather(np.int32(number or 0))
         if not told.any():
             return False  # whatever has come since: the others have not heard of it
-        self.signal = self.signal or int(told.max())
+        self.signal = int(told.max())  # the same in all, since it becomes their exit status
         return True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from rmr1_jax.atomic import write_whole
 from rmr1_jax.errors import UserError
-from rmr1_jax.parallel.processes import decided_by_first
+from rmr1_jax.parallel.processes import decided_by_first, refuse_unshared
 from rmr1_jax.training.metrics import METRICS
 
 CONFIG = "config.json"
@@ -33,9 +34,16 @@ def open_workdir(
     Raises:
       UserError: it holds another run, whose configuration differs (shown), or other files.
     """
-    return bool(
-        decided_by_first(lambda: _open(workdir, config, may_change, made_again), about=workdir)
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir)):
+        raise UserError(
+            f"--workdir={workdir}: a run needs a directory; mount the bucket (gcsfuse) and name "
+            "the place where it is mounted"
+        )
+    goes_on = decided_by_first(
+        lambda: _open(workdir, config, may_change, made_again), about=workdir
     )
+    refuse_unshared(workdir)
+    return bool(goes_on)
 
 
 def _open(

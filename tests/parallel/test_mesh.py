@@ -1,9 +1,15 @@
 """A mesh line is read, checked against devices, model and batch, and refused with what would do."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.parallel.mesh import AXES, MeshShape, check_mesh, make_mesh, parse_mesh
@@ -165,8 +171,71 @@ def test_topology_that_jax_cannot_lay_out_keeps_the_plain_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise ValueError("`jax.make_mesh` does not support multi-slice topologies")
+        raise NotImplementedError("the torus cannot be cut into that shape")
 
     expected = make_mesh(MeshShape(data=2, fsdp=4))
-    monkeypatch.setattr(jax, "make_mesh", refuse)
+    monkeypatch.setattr(mesh_utils, "create_device_mesh", refuse)
     assert make_mesh(MeshShape(data=2, fsdp=4)) == expected
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU device that is nowhere, on a torus of 4 x 2."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "nowhere"
+    process_index: int = 0
+
+
+def chips(*sizes: int) -> Any:
+    """Of slices of these sizes, listed in no order."""
+    found = [
+        Chip(10 * number + i, number, (i % 4, i // 4, 0))
+        for number, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    return found[1::2] + found[0::2]
+
+
+def test_slices_follow_one_another_along_data() -> None:
+    mesh = make_mesh(MeshShape(data=4, fsdp=2, tensor=2), chips(8, 8))
+    of_slice = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (of_slice == np.array([0, 0, 1, 1])[:, None, None]).all()
+    assert len(set(mesh.devices.flat)) == 16
+
+
+def test_mesh_that_no_slice_holds_whole_is_refused_with_one_that_would_do() -> None:
+    with pytest.raises(UserError) as error:
+        make_mesh(MeshShape(fsdp=8, tensor=2), chips(8, 8))
+    assert str(error.value) == (
+        "mesh data=1,fsdp=8,tensor=2 does not fit: data 1 is not a multiple of the 2 slices of the "
+        "16 devices. data=2,fsdp=4,tensor=2 would do."
+    )
+    with pytest.raises(UserError, match="the slices have 8, 4 devices"):
+        make_mesh(MeshShape(data=12), chips(8, 4))
+
+
+def test_two_real_slices_reduce_gradients_over_the_network_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("libtpu")
+    for name, value in {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2)
+    mesh = make_mesh(MeshShape(data=2, fsdp=4, tensor=2), found.devices)
+    assert [chip.slice_index for chip in mesh.devices[:, 0, 0]] == [0, 1]
+
+    def placed(shape: tuple[int, int], *axes: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+
+    gradient = jax.grad(lambda weights, x: (x @ weights).sum())
+    weights, x = placed((128, 128), "fsdp", "tensor"), placed((32, 128), ("data", "fsdp"))
+    program = (
+        jax.jit(gradient, out_shardings=weights.sharding).lower(weights, x).compile().as_text()
+    )
+    assert program is not None and "megascale" in program  # what goes from slice to slice

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.processes import run_processes
+from tests.processes import MAIN, Ended, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
 # The first process is killed after three records, and takes the other with it.
 IS_KILLED = """
 import os, signal, sys
@@ -38,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, output: str, processes: int, script: str = SCRIPT) -> None:
+def start(folder: Path, output: str, processes: int, script: str = MAIN) -> list[Ended]:
     options = [
         "--stage=evaluate",
         f"--model={folder / 'model'}",
@@ -52,7 +51,7 @@ def start(folder: Path, output: str, processes: int, script: str = SCRIPT) -> No
         "--mesh=data=4",
     ]
     cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
-    run_processes(script, processes, 4 // processes, arguments=options, environment=cache)
+    return run_job(options, processes, 4 // processes, script=script, environment=cache)
 
 
 def records(folder: Path, output: str) -> list[dict[str, Any]]:
@@ -63,12 +62,12 @@ def records(folder: Path, output: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def unbroken(folder: Path) -> list[dict[str, Any]]:
     """The records of two processes that nothing disturbs."""
-    start(folder, "together", 2)
+    assert [end.status for end in start(folder, "together", 2)] == [0, 0]
     return records(folder, "together")
 
 
 def test_give_the_records_of_one_process(folder: Path, unbroken: list[dict[str, Any]]) -> None:
-    start(folder, "alone", 1)
+    assert [end.status for end in start(folder, "alone", 1)] == [0]
     alone, together = records(folder, "alone"), [dict(record) for record in unbroken]
     assert len(alone) == 24 and any(record["trace"] for record in alone)
     for one, two in zip(alone, together, strict=True):
@@ -80,11 +79,12 @@ def test_give_the_records_of_one_process(folder: Path, unbroken: list[dict[str, 
 def test_go_on_after_a_kill_of_the_one_that_writes(
     folder: Path, unbroken: list[dict[str, Any]]
 ) -> None:
-    with pytest.raises(AssertionError):
-        start(folder, "killed", 2, IS_KILLED)
+    ended = start(folder, "killed", 2, IS_KILLED)
+    assert [end.status for end in ended] == [-9, 3]
+    assert ended[1].err.splitlines()[-1].startswith("error: process 0 of 2 (")
     partial = folder / "killed" / "records" / "preferences.partial.jsonl"
     assert len(partial.read_text().splitlines()) == 3
-    start(folder, "killed", 2)
+    assert [end.status for end in start(folder, "killed", 2)] == [0, 0]
     expected = {(r["id"], r["chosen_position"]): r["trace"] for r in unbroken}
     found = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "killed")}
     assert found == expected
