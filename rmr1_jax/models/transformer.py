@@ -19,7 +19,7 @@ from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
 from rmr1_jax.ops.attention import matmul_precision
 from rmr1_jax.ops.cross_entropy import HeadLayout
-from rmr1_jax.ops.packed_attention import KEPT, packed_attention
+from rmr1_jax.ops.packed_attention import KEPT, PackedAttention, packed_attention
 from rmr1_jax.ops.placement import Constrain, unconstrained
 
 Params = dict[str, Any]
@@ -164,7 +164,8 @@ class MLP(nnx.Module):
         self, x: Float[Array, "B T D"], constrain: Constrain = unconstrained
     ) -> Float[Array, "B T D"]:
         gate, up = (constrain(p(x), ("batch", None, "mlp")) for p in (self.gate, self.up))
-        return self.down(jax.nn.silu(gate) * up)
+        # Computed once, not for each tile of the product that takes it: XLA would put it in there.
+        return self.down(jax.lax.optimization_barrier(jax.nn.silu(gate) * up))
 
 
 class Block(nnx.Module):
@@ -238,6 +239,7 @@ class Transformer(nnx.Module):
         *,
         remat: Remat = "none",
         constrain: Constrain = unconstrained,
+        attention: PackedAttention = packed_attention,
     ) -> Float[Array, "B T D"]:
         """Final hidden states (after the last norm) of causal, optionally packed rows.
 
@@ -251,6 +253,7 @@ class Transformer(nnx.Module):
             matrix products, or every layer from its input.
           constrain: places activations by the logical names of their axes. Between layers the
             tokens of a row are the axis `sequence`, which may be split; within, they are whole.
+          attention: `packed_attention`, or what gives the same faster where the arrays are.
         """
         B, T = tokens.shape
         if positions is None:
@@ -262,7 +265,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, weights)(x, rope, attend, constrain), None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
-            return packed_attention(query, key, value, segment_ids, branches)
+            return attention(query, key, value, segment_ids, branches)
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=POLICIES[remat], prevent_cse=False)

@@ -101,6 +101,8 @@ def target_logprobs(
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets, valid = (jnp.pad(x, ((0, 0), (0, padding))) for x in (targets, valid))
+    # Or the head would be gathered before all micro-batches, and held through their layers.
+    hidden, head = jax.lax.optimization_barrier((hidden, head))
     plan = _Plan(layout, chunk, batch_shards, constrain, entropy)
     results = _target_logprobs(plan, hidden, head, targets, valid)
     return tuple(x[:, :W] for x in results)
@@ -217,7 +219,9 @@ def _backward_rule(
     sums = jnp.zeros((plan.batch_shards, *head.shape), jnp.float32)
     sums = plan.constrain(sums, ("batch", *_head_axes(plan)))
     by_hidden, sums = _for_live_chunks(plan, valid, chunk, (jnp.zeros_like(hidden), sums))
-    return by_hidden, sums.sum(0).astype(head.dtype), None, None
+    # Added where each part is stored: the whole sum is never held.
+    by_head = plan.constrain(sums.sum(0), ("vocab", "embed") if tied else ("embed", "vocab"))
+    return by_hidden, by_head.astype(head.dtype), None, None
 
 
 _target_logprobs.defvjp(_forward_rule, _backward_rule)

@@ -28,6 +28,19 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 128, 512
 KEPT = "packed_attention"
 
 
+# How a model attends: query, key, value, segment ids, branches, as for `packed_attention`.
+PackedAttention = Callable[
+    [
+        Float[Array, "B T N H"],
+        Float[Array, "B T K H"],
+        Float[Array, "B T K H"],
+        Int[Array, "B T"] | None,
+        Int[Array, "B T"] | None,
+    ],
+    Float[Array, "B T N H"],
+]
+
+
 class _Inputs(NamedTuple):
     """Heads before positions, as the products read them: all query heads of a key head together."""
 
@@ -75,7 +88,7 @@ def packed_attention(
             for ids in (segment_ids, branches)
         )
     if branches is not None:
-        segment_ids = _padding_apart(segment_ids, branches)
+        segment_ids = padding_apart(segment_ids, branches)
     by_group = query.reshape(B, -1, K, N // K, H).transpose(0, 2, 1, 3, 4)
     inputs = _Inputs(
         by_group.reshape(B, K, -1, H),
@@ -113,7 +126,7 @@ def live_pairs(
     return i, j, live.any(0)
 
 
-def _padding_apart(segment_ids: Array | None, branches: Array) -> Array:
+def padding_apart(segment_ids: Array | None, branches: Array) -> Array:
     """The segment ids with one of its own for each token of padding, above all others.
 
     A batch of groups may have long tails of padding, whose blocks otherwise would all meet.

@@ -30,6 +30,7 @@ PEAK = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
     "NVIDIA L4": 121e12,
     "Tesla T4": 65e12,
 }

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rmr1_jax.data.batch import GroupBatch
 from rmr1_jax.models.transformer import Remat, Transformer
 from rmr1_jax.ops.cross_entropy import target_logprobs
+from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
 from rmr1_jax.ops.placement import Constrain, unconstrained
 
 _HIGHEST_KL = 10.0
@@ -96,12 +97,15 @@ def grpo(
     settings: Settings,
     remat: Remat = "none",
     constrain: Constrain = unconstrained,
+    attention: PackedAttention = packed_attention,
     batch_shards: int = 1,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of one micro-batch (leaves [R, ...]) as its share of the mini-batch's, and the sums
     to report. Both are 0 where nothing has a weight.
     """
-    logprobs, entropy = _forward(model, micro, settings.entropy > 0, remat, constrain, batch_shards)
+    logprobs, entropy = _forward(
+        model, micro, settings.entropy > 0, remat, constrain, attention, batch_shards
+    )
     now = jax.lax.stop_gradient(logprobs)
     valid = micro.loss_weights > 0
     old = jnp.where(valid, now if settings.on_policy else micro.old_logprobs, 0.0)
@@ -147,10 +151,11 @@ def token_logprobs(
     *,
     remat: Remat = "none",
     constrain: Constrain = unconstrained,
+    attention: PackedAttention = packed_attention,
     batch_shards: int = 1,
 ) -> Float[Array, "R W"]:
     """log p of each target of one micro-batch (leaves [R, ...]), 0 where it has no weight."""
-    return _forward(model, micro, False, remat, constrain, batch_shards)[0]
+    return _forward(model, micro, False, remat, constrain, attention, batch_shards)[0]
 
 
 def low_variance_kl(difference: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -186,6 +191,7 @@ def _forward(
     exact_entropy: bool,
     remat: Remat,
     constrain: Constrain,
+    attention: PackedAttention,
     batch_shards: int,
 ) -> tuple[Float[Array, "R W"], Float[Array, "R W"]]:
     """log p of each target, and the entropy there or its estimate. Hidden states are gathered where
@@ -197,6 +203,7 @@ def _forward(
         micro.branches,
         remat=remat,
         constrain=constrain,
+        attention=attention,
     )
     learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
     learnt = constrain(learnt, ("batch", None, None))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -11,18 +11,17 @@ from jaxtyping import Bool, Float
 
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.batch import GroupBatch
-from rmr1_jax.data.groups import LEAST_ROW, pack_groups, packed_work, row_length_for
+from rmr1_jax.data.groups import pack_groups, packed_work, row_length_for
 from rmr1_jax.data.prompt_set import Prompt, PromptSet, PromptStream
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import combine
-from rmr1_jax.models.transformer import Params, Remat
+from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.driver import Sample
 from rmr1_jax.training.advantages import advantages, zero_signal
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.experience import Clock, Experience, groups_of
 from rmr1_jax.training.flops import peak_flops
-from rmr1_jax.training.grpo import Settings, grpo, token_logprobs
 from rmr1_jax.training.grpo_numbers import (
     loss_numbers,
     over_updates,
@@ -34,12 +33,13 @@ from rmr1_jax.training.learner import make_learner
 from rmr1_jax.training.loop import Abandoned, Job, Numbers, Outcome, name_some, train
 from rmr1_jax.training.metrics import MetricsLog
 from rmr1_jax.training.optimizer import learning_rate, make_optimizer
+from rmr1_jax.training.passes import grpo_objective, logprob_pass, longest_row
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.rewards import RewardFunction, Sampled, length_penalty, score_shared
 from rmr1_jax.training.rollout import Rollout
 from rmr1_jax.training.samples import SampleLog, TraceRecord
-from rmr1_jax.training.step import Metrics, TrainState, batch_logprobs
+from rmr1_jax.training.step import Metrics, TrainState
 from rmr1_jax.training.validation import VerdictCheck
 
 # Options that do not change what is learnt; a run may go on with others.
@@ -111,23 +111,10 @@ class Grpo:
         )
         optimizer = make_optimizer(config.optimizer, self.steps * config.updates)
         self._schedule = learning_rate(config.optimizer, self.steps * config.updates)
-        passes: dict[str, Any] = {
-            "remat": cast(Remat, config.remat),
-            "constrain": placement.constrain,
-            "batch_shards": placement.row_groups,
-        }
-        self._logprobs = jax.jit(
-            partial(
-                batch_logprobs,
-                config=model,
-                dtype=dtype,
-                token_logprobs=partial(token_logprobs, **passes),
-            ),
-            out_shardings=placement.batch,
-        )
-        objective = partial(grpo, settings=settings_of(config), **passes)
+        self._logprobs = logprob_pass(config, model, placement, dtype)
+        objective = grpo_objective(config, placement)
         learner = make_learner(model, objective, optimizer, params, placement, dtype)
-        self.state, self._like, self._update = learner
+        self.state, self._like, self._update = learner.start(params), learner.like, learner.update
         # Only ever greater, so that few programs are compiled. The length of rows decides in which
         # order numbers are added, so it is a part of what is saved.
         self._row_length, self._micro_batches = 0, 1
@@ -299,12 +286,11 @@ class Grpo:
             groups_of(experience.only(part), advantage[part], config)
             for part in np.arange(len(experience)).reshape(-1, config.mini_batch)
         ]
-        longest = config.data.max_prompt + config.rollout.max_response
         rows = self.placement.row_groups * config.micro_rows
         self._row_length = row_length_for(
             mini_batches,
             rows=rows,
-            at_most=config.row_length or max(longest, 2 * LEAST_ROW),
+            at_most=longest_row(config),
             least=self._row_length,
         )
         packed = [
@@ -392,17 +378,3 @@ def steps_of(config: GrpoConfig, prompts: int) -> int:
             f"x {config.epochs:g} epochs; lower it (and --mini_batch), or raise --epochs"
         )
     return min(steps, config.max_steps or steps)
-
-
-def settings_of(config: GrpoConfig) -> Settings:
-    """The objective's settings."""
-    objective = config.objective
-    return Settings(
-        clip_low=objective.clip_low,
-        clip_high=objective.clip_high,
-        kl=objective.kl,
-        entropy=objective.entropy,
-        ratio=cast(Literal["token", "sequence"], objective.ratio),
-        correction_cap=objective.correction_cap,
-        on_policy=config.updates == 1,
-    )

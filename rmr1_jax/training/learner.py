@@ -1,6 +1,5 @@
-"""What both training stages start from: a placed state, and the compiled update of it."""
+"""What both training stages start from: the compiled update of a placed state."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,16 +10,18 @@ from jax.typing import DTypeLike
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.training.placement import Placement, shapes_of, state_shardings
-from rmr1_jax.training.step import Metrics, Objective, TrainState, initial_state, train_step
+from rmr1_jax.training.step import Objective, TrainState, initial_state, train_step
 
 
 class Learner(NamedTuple):
-    """A state before its first update; `like` is what a restored one must be like."""
+    """The programs of a run's updates; `like` is what its state must be like, first or restored."""
 
-    state: TrainState
-    like: Any
-    update: Callable[[TrainState, Any, Params], tuple[TrainState, Metrics]]
-    """(state, batch, weights that are not trained) -> (state, metrics); it donates the state."""
+    start: Any
+    """Compiled: params -> state."""
+    like: TrainState
+    update: Any
+    """Compiled: (state, batch, weights that are not trained) -> (state, metrics). The state is
+    donated."""
 
 
 def make_learner(
@@ -31,10 +32,10 @@ def make_learner(
     placement: Placement,
     dtype: DTypeLike,
 ) -> Learner:
-    """Moments and gradients lie with the parameters, which are placed already."""
+    """Moments and gradients lie with `params`: arrays, or shapes with shardings."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     where = state_shardings(params, placed, optimizer, placement.replicated)
-    state = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)(params)
+    start = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)
     update = jax.jit(
         partial(
             train_step,
@@ -46,5 +47,6 @@ def make_learner(
         ),
         donate_argnums=0,
         out_shardings=(where, placement.replicated),
+        compiler_options=placement.compiler_options,
     )
-    return Learner(state, shapes_of(state, where), update)
+    return Learner(start, shapes_of(jax.eval_shape(start, params), where), update)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from rmr1_jax.data.batch import Batch
 from rmr1_jax.models.transformer import Remat, Transformer
 from rmr1_jax.ops.cross_entropy import target_logprobs
+from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
 from rmr1_jax.ops.placement import Constrain, unconstrained
 
 
@@ -42,6 +43,7 @@ def nll(
     *,
     remat: Remat = "none",
     constrain: Constrain = unconstrained,
+    attention: PackedAttention = packed_attention,
     batch_shards: int = 1,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of one micro-batch (R rows) as its share of the step's, and the sums to report.
@@ -50,7 +52,12 @@ def nll(
     softmax is computed over prompts and padding. `batch_shards` devices split the rows.
     """
     hidden = model(
-        micro.tokens, micro.positions, micro.segment_ids, remat=remat, constrain=constrain
+        micro.tokens,
+        micro.positions,
+        micro.segment_ids,
+        remat=remat,
+        constrain=constrain,
+        attention=attention,
     )
     learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
     learnt = constrain(learnt, ("batch", None, None))

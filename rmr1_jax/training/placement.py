@@ -1,8 +1,8 @@
 """Where a run's arrays lie: the mesh, the shardings of its state and batches, its first weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from rmr1_jax.models.transformer import (
     parameter_shapes,
     random_params,
 )
+from rmr1_jax.ops.flash_attention import Split, flash_attention, on_chip_memory
+from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
 from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
-from rmr1_jax.parallel.processes import to_devices
+from rmr1_jax.parallel.processes import part_here, to_devices
 from rmr1_jax.parallel.rules import (
     TRAINING_RULES,
     Rules,
@@ -69,8 +71,33 @@ class Placement:
         spec = partition_spec(axes, self.activations)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
+    @property
+    def attention(self) -> PackedAttention:
+        """What is fastest on the mesh' devices, which need not be of this machine."""
+        device = self.mesh.devices.flat[0]
+        if device.platform != "tpu":
+            return packed_attention
+        split = Split(self.mesh, self.activations["batch"], self.activations["heads"])
+        return partial(flash_attention, split=split, vmem=on_chip_memory(device.device_kind))
+
+    @cached_property
+    def rows_here(self) -> tuple[int, int]:
+        """Which part of a micro-batch's rows this process builds, of how many: those that its
+        devices hold. Where `tensor` spans processes, several build the same part."""
+        return part_here(self.batch, axis=1)
+
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """For programs that train. On TPU, by default, products with weights that are split over
+        fsdp become as many partial ones, which are added up in bf16 through the chip's memory."""
+        if self.mesh.devices.flat[0].platform != "tpu":
+            return None
+        return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
     def put_batch(self, batch: Any) -> Any:
-        """This process' rows [S, R / processes, ...] as one array over all devices."""
+        """This process' rows [S, R / parts, ...] (`rows_here`) as one array over all devices."""
+        if self.rows_here[1] == 1:
+            return self.put_whole(batch)
         put = partial(jax.make_array_from_process_local_data, self.batch)
         return jax.tree.map(lambda leaf: put(np.ascontiguousarray(leaf)), batch)
 
@@ -79,13 +106,21 @@ class Placement:
         return to_devices(batch, self.batch)
 
 
-def make_placement(config: ModelConfig, mesh: str, *, split_sequence: bool) -> Placement:
-    """The placement that a line such as "fsdp=-1,tensor=2" asks for. Raises UserError."""
+def make_placement(
+    config: ModelConfig,
+    mesh: str,
+    *,
+    split_sequence: bool,
+    devices: Sequence[jax.Device] | None = None,
+) -> Placement:
+    """The placement that a line such as "fsdp=-1,tensor=2" asks for, over `devices` (default: all
+    there are). Raises UserError."""
     sizes = axis_sizes(logical_axes(config), parameter_shapes(config))
+    devices = jax.devices() if devices is None else devices
     shape = check_mesh(
-        parse_mesh(mesh), num_devices=jax.device_count(), sizes=sizes, rules=TRAINING_RULES
+        parse_mesh(mesh), num_devices=len(devices), sizes=sizes, rules=TRAINING_RULES
     )
-    device_mesh = make_mesh(shape)
+    device_mesh = make_mesh(shape, devices)
     parameters = even_rules(TRAINING_RULES, sizes, device_mesh.shape)
     activations = {**parameters, "sequence": ("tensor",) if split_sequence else ()}
     return Placement(device_mesh, parameters, activations)

@@ -1,6 +1,5 @@
 """Weights from where training keeps them to where decoding reads them (design decision 6)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,18 +16,15 @@ from rmr1_jax.sampling.engine import unstack_layers
 from rmr1_jax.training.placement import Placement
 
 
-def make_reshard(
-    config: ModelConfig, placement: Placement, dtype: DTypeLike
-) -> Callable[[Params], Params]:
-    """One compiled program: a run's weights, as the engine wants them.
+def make_reshard(config: ModelConfig, placement: Placement, dtype: DTypeLike) -> Any:
+    """One compiled program, params -> params: a run's weights, as the engine wants them.
 
     Adapters are merged in, weights cast to `dtype`, split over `tensor` alone, layers taken apart.
     """
-    program: Callable[[Params], Params] = jax.jit(
+    return jax.jit(
         partial(_decoding_weights, config, dtype),
-        out_shardings=_decoding_shardings(config, placement),
+        out_shardings=decoding_shardings(config, placement),
     )
-    return program
 
 
 def decoding_mesh(placement: Placement) -> Mesh | None:
@@ -41,7 +37,8 @@ def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> 
     return unstack_layers(config, merge(params), jnp.dtype(dtype))
 
 
-def _decoding_shardings(config: ModelConfig, placement: Placement) -> Any:
+def decoding_shardings(config: ModelConfig, placement: Placement) -> Any:
+    """Where the engine's weights lie: a tree like them, or one sharding for all."""
     if decoding_mesh(placement) is None:
         # Committed to a device, not to a mesh of one: as is what an engine without a mesh returns.
         return SingleDeviceSharding(placement.mesh.devices.flat[0])

@@ -18,14 +18,15 @@ from rmr1_jax.data.token_cache import TokenCache
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import combine
-from rmr1_jax.models.transformer import Params, Remat
+from rmr1_jax.models.transformer import Params
+from rmr1_jax.parallel.processes import first_alone
 from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.flops import peak_flops, training_flops
 from rmr1_jax.training.learner import make_learner
 from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
 from rmr1_jax.training.metrics import MetricsLog
-from rmr1_jax.training.nll import nll
 from rmr1_jax.training.optimizer import learning_rate, make_optimizer
+from rmr1_jax.training.passes import sft_objective
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.step import (
@@ -75,7 +76,9 @@ def make_material(
     if validation_cache is None and config.data.held_out:
         held_out = _held_out(config, len(cache))
     learnt = np.setdiff1d(np.arange(len(cache)), held_out)
-    shape = _shape(config, cache.lengths[learnt], placement)
+    shape = first_alone(
+        lambda: _shape(config, cache.lengths[learnt], placement), about=config.workdir
+    )
     steps = plan(
         cache.lengths[learnt],
         cache.loss_lengths[learnt],
@@ -170,15 +173,10 @@ class Sft:
         self.steps = min(material.train.steps, config.max_steps or material.train.steps)
         optimizer = make_optimizer(config.optimizer, self.steps)
         self._schedule = learning_rate(config.optimizer, self.steps)
-        objective = partial(
-            nll,
-            remat=cast(Remat, config.remat),
-            constrain=placement.constrain,
-            batch_shards=placement.row_groups,
-        )
+        objective = sft_objective(config, placement)
         self._base = base
         learner = make_learner(model, objective, optimizer, params, placement, dtype)
-        self.state, self._like, self._step = learner
+        self.state, self._like, self._step = learner.start(params), learner.like, learner.update
         self._evaluate = jax.jit(
             partial(evaluation_step, config=model, objective=objective, dtype=dtype),
             out_shardings=placement.replicated,
@@ -193,12 +191,13 @@ class Sft:
         self._loss_lengths = material.cache.loss_lengths
 
     def _make_batches(self, planned: Plan, cache: TokenCache) -> Batches:
+        part, parts = self.placement.rows_here
         return batches(
             cache,
             planned,
             loss=cast(Literal["sequence_mean", "token_mean"], self.config.loss),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
     def resume(self, checkpoints: RunCheckpoints) -> int:

@@ -34,7 +34,8 @@ from rmr1_jax.models.transformer import Params, logical_axes, random_params
 from rmr1_jax.sampling.driver import Sample
 from rmr1_jax.training import grpo_run
 from rmr1_jax.training.grpo import Sums
-from rmr1_jax.training.grpo_run import Grpo, settings_of, steps_of
+from rmr1_jax.training.grpo_run import Grpo, steps_of
+from rmr1_jax.training.passes import settings_of
 from rmr1_jax.training.placement import Placement, make_placement, with_adapters
 from rmr1_jax.training.rewards import Sampled, published
 from rmr1_jax.training.step import Metrics
