@@ -27,7 +27,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint docs bench clean help
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -44,11 +44,14 @@ lint: $(VENV)/.dev ## install, then check style, types and the direction of impo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.dev ## install, then build the documentation: docs/_build/index.html
+	$(BIN)/python -m sphinx -W -q docs docs/_build
+
 bench: $(VENV)/.dev ## install, then measure decoding beside Hugging Face transformers: make bench MODEL=DIR
 	$(BIN)/python -m benchmarks.decode --model=$(or $(MODEL),$(error name a model: make bench MODEL=DIR))
 
 clean: ## remove caches and what the demo wrote; the installed .venv stays
-	rm -rf demo data runs build dist *.egg-info .cache .hypothesis .import_linter_cache
+	rm -rf demo data runs plans docs/_build build dist *.egg-info .cache .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

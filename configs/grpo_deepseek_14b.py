@@ -16,6 +16,7 @@ Expected result: that of the released RM-R1-DeepSeek-Distilled-Qwen-14B, within 
 
 from rmr1_jax.config import GrpoConfig, OptimizerConfig
 
+architecture = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
 config = GrpoConfig(
     workdir="runs/grpo_deepseek_14b",
     optimizer=OptimizerConfig(

@@ -16,6 +16,7 @@ Expected result: that of the released RM-R1-DeepSeek-Distilled-Qwen-7B, within i
 
 from rmr1_jax.config import GrpoConfig, ObjectiveConfig, OptimizerConfig
 
+architecture = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 config = GrpoConfig(
     workdir="runs/grpo_deepseek_7b",
     objective=ObjectiveConfig(reduction="pooled_mean", pool=4),

@@ -21,6 +21,7 @@ from rmr1_jax.config import (
     ValidationConfig,
 )
 
+architecture = "Qwen/Qwen2.5-0.5B-Instruct"
 config = GrpoConfig(
     workdir="runs/grpo_qwen2_5_0_5b_lora",
     data=PromptsConfig(max_prompt=1024),

@@ -18,6 +18,7 @@ Expected result: that of the released RM-R1-Qwen2.5-Instruct-14B, within its noi
 
 from rmr1_jax.config import GrpoConfig, OptimizerConfig
 
+architecture = "Qwen/Qwen2.5-14B-Instruct"
 config = GrpoConfig(
     workdir="runs/grpo_qwen2_5_14b",
     optimizer=OptimizerConfig(

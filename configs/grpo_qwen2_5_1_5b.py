@@ -21,6 +21,7 @@ from rmr1_jax.config import (
     ValidationConfig,
 )
 
+architecture = "Qwen/Qwen2.5-1.5B-Instruct"
 config = GrpoConfig(
     workdir="runs/grpo_qwen2_5_1_5b",
     data=PromptsConfig(max_prompt=3072),

@@ -16,6 +16,7 @@ Expected result: that of the released RM-R1-Qwen2.5-Instruct-7B, within its nois
 
 from rmr1_jax.config import GrpoConfig, ObjectiveConfig, OptimizerConfig
 
+architecture = "Qwen/Qwen2.5-7B-Instruct"
 config = GrpoConfig(
     workdir="runs/grpo_qwen2_5_7b",
     objective=ObjectiveConfig(reduction="pooled_mean", pool=4),

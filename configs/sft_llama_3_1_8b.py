@@ -14,6 +14,7 @@ Expected result: none to compare with.
 
 from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
+architecture = "meta-llama/Llama-3.1-8B-Instruct"
 config = SftConfig(
     workdir="runs/sft_llama_3_1_8b",
     data=SftDataConfig(row_length=12288),

@@ -15,6 +15,7 @@ Expected result: none to compare with yet.
 
 from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
+architecture = "Qwen/Qwen2.5-0.5B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_0_5b",
     data=SftDataConfig(max_length=4096, row_length=4096),

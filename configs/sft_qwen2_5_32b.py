@@ -15,6 +15,7 @@ Expected result: none to compare with yet; the original publishes no loss.
 
 from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
+architecture = "Qwen/Qwen2.5-32B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_32b",
     data=SftDataConfig(row_length=12288),

@@ -14,6 +14,7 @@ Expected result: none to compare with.
 
 from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 
+architecture = "Qwen/Qwen3-8B"
 config = SftConfig(
     workdir="runs/sft_qwen3_8b",
     data=SftDataConfig(row_length=12288),

@@ -1,24 +1,12 @@
-"""What README.md says can be typed, opened and found."""
+"""What README.md says can be opened and found. Its commands: tests/docs/test_commands.py."""
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
-from shlex import split
-from typing import Any
 
 import pytest
 
-from rmr1_jax.config import (
-    STAGES,
-    ConvertConfig,
-    GrpoConfig,
-    JudgeOptions,
-    SftConfig,
-    option_types,
-    parse_config,
-    take_option,
-)
+from rmr1_jax.config import STAGES, option_types
 from rmr1_jax.judging import Preference, preference_from_record
 from rmr1_jax.models.config import PROMPT_KEY
 from rmr1_jax.sampling.judge import Judgement
@@ -26,36 +14,10 @@ from rmr1_jax.stages.judgement_record import PROBLEMS, judgement_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PROGRAM = "python -m rmr1_jax.main "
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-SHELL = "".join(blocks("bash")).replace("\\\n", " ")
-COMMANDS = [line.partition(PROGRAM)[2] for line in SHELL.splitlines() if PROGRAM in line]
-
-
-def test_the_commands_are_found() -> None:
-    assert len(COMMANDS) == README.count(PROGRAM) > 5
-    assert {take_option(split(command), "stage")[0] for command in COMMANDS} >= {"judge", "convert"}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_parses_and_passes_the_checks(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(REPOSITORY)  # recipes are named from here
-    stage, arguments = take_option(split(command), "stage")
-    assert stage in STAGES
-    config: Any = parse_config(stage, arguments)
-    if isinstance(config, JudgeOptions | SftConfig | GrpoConfig):
-        assert config.model == ("runs/sft_qwen2_5_7b" if stage == "grpo" else "MODEL_DIR")
-        config = replace(config, model=str(tmp_path))
-    config.check()
-    if isinstance(config, ConvertConfig) and config.input.endswith(".gguf"):
-        assert config.to == "huggingface"
 
 
 def test_a_make_target_exists() -> None:

@@ -15,6 +15,7 @@ from rmr1_jax.config.grpo import (
 )
 from rmr1_jax.config.judge import JudgeConfig, JudgeOptions
 from rmr1_jax.config.parsing import load_recipe, nearest, option_types, parse_config, take_option
+from rmr1_jax.config.plan import PlanConfig
 from rmr1_jax.config.prepare import PrepareConfig, Source
 from rmr1_jax.config.sft import (
     CheckpointConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "LoraConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "PrepareConfig",
     "PromptsConfig",
     "ReferenceConfig",

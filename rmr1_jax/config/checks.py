@@ -2,10 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from rmr1_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+# Where the self-made task's pairs, traces and runs lie; stages make them where they are absent.
+PAIRS, TRACES = "data/self_made", "data/self_made_traces"
+SFT, GRPO = "runs/sft_self_made", "runs/grpo_self_made"
+
+
+def checkpoint_exists(name: str, path: str) -> None:
+    """Refuse a checkpoint that is not there, and will not be made. Raises UserError."""
+    if path not in (SFT, GRPO) and not Path(path).exists():
+        raise UserError(
+            f"--{name}={path}: there is no such directory or file; "
+            "name a checkpoint on this machine"
+        )
 
 
 def at_least(name: str, value: float, least: float) -> None:

@@ -1,9 +1,8 @@
 """What `--stage=grpo` is asked for."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rmr1_jax.config.checks import DTYPES, at_least, one_of
+from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
 from rmr1_jax.config.sft import (
     REMAT,
     CheckpointConfig,
@@ -192,11 +191,8 @@ class GrpoConfig:
         if not self.workdir:
             raise UserError("--stage=grpo needs --workdir=DIRECTORY")
         for name, path in (("model", self.model), ("reference.model", self.reference.model)):
-            if path and not Path(path).exists():
-                raise UserError(
-                    f"--{name}={path}: there is no such directory or file; "
-                    "name a checkpoint on this machine"
-                )
+            if path:
+                checkpoint_exists(name, path)
         if not self.model or not self.data.train:
             missing = "--model=CHECKPOINT" if not self.model else "--data.train=PAIRS"
             raise UserError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmr1_jax.config.checks import DTYPES, at_least
+from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists
 from rmr1_jax.errors import UserError
 
 
@@ -46,11 +46,7 @@ class JudgeOptions:
                 f"--stage={stage} needs --model=PATH: a Hugging Face directory, "
                 "a converted directory or a GGUF file"
             )
-        if not Path(self.model).exists():
-            raise UserError(
-                f"--model={self.model}: there is no such directory or file; "
-                "name a checkpoint on this machine"
-            )
+        checkpoint_exists("model", self.model)
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("temperature", self.temperature, 0)
         at_least("top_k", self.top_k, 0)

@@ -14,10 +14,16 @@ from typing import Any, cast, get_type_hints
 
 import tyro
 
+from rmr1_jax.config.grpo import GrpoConfig
+from rmr1_jax.config.plan import PlanConfig
+from rmr1_jax.config.sft import SftConfig
 from rmr1_jax.config.stages import STAGES
 from rmr1_jax.errors import UserError
 
-ALSO = "Also: --config=RECIPE, a Python file with values for these; --debug, to see tracebacks."
+ALSO = (
+    "Also: --config=RECIPE, a Python file with values for these; --debug, to see tracebacks; "
+    "--distributed and what else `python -m rmr1_jax.main --help` says of several processes."
+)
 
 
 def parse_config(stage: str, arguments: Sequence[str]) -> Any:
@@ -28,7 +34,13 @@ def parse_config(stage: str, arguments: Sequence[str]) -> Any:
     """
     kind = STAGES[stage]
     recipe, overrides = take_option(arguments, "config")
+    if kind is PlanConfig:
+        return _plan_config(recipe, overrides)
     default = kind() if recipe is None else load_recipe(recipe, stage)
+    return _parse(stage, kind, overrides, default)
+
+
+def _parse(stage: str, kind: type, overrides: Sequence[str], default: Any) -> Any:
     return tyro.cli(
         kind,
         args=_checked_overrides(kind, overrides),
@@ -39,9 +51,54 @@ def parse_config(stage: str, arguments: Sequence[str]) -> Any:
     )
 
 
+def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
+    """A plan of another stage's recipe, whose options may stand beside the plan's own."""
+    own: list[str] = []
+    others: list[str] = []
+    names = {name for name, _ in option_types(PlanConfig)} | {"help", "no_search"}
+    takes_value = None
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        if argument.startswith("--"):
+            takes_value = own if name in names else others
+        (own if takes_value is None else takes_value).append(argument)
+    if path is None:
+        plan: PlanConfig = _parse("plan", PlanConfig, own, PlanConfig())
+        if others:
+            raise UserError(
+                f"{others[0]} is no option of a plan (--help lists them); an option of a recipe "
+                "needs --config=RECIPE"
+            )
+        return plan
+    values = _run_recipe(path, SftConfig)
+    recipe = values["config"]
+    stages = {kind: stage for stage, kind in STAGES.items() if kind in (SftConfig, GrpoConfig)}
+    if type(recipe) not in stages:
+        raise UserError(
+            f"--config={path}: a plan is made of a training recipe, with `config = SftConfig(...)` "
+            f"or GrpoConfig(...); this one has {type(recipe).__name__}"
+        )
+    changed = _parse(stages[type(recipe)], type(recipe), others, recipe)
+    default = PlanConfig(
+        recipe=changed, name=Path(path).stem, architecture=values.get("architecture", "")
+    )
+    return cast(PlanConfig, _parse("plan", PlanConfig, own, default))
+
+
 def load_recipe(path: str, stage: str) -> Any:
     """Run a recipe and take its configuration, which must be the stage's. Raises UserError."""
     kind = STAGES[stage]
+    config = _run_recipe(path, kind)["config"]
+    if not isinstance(config, kind):
+        raise UserError(
+            f"--config={path}: --stage={stage} needs `config = {kind.__name__}(...)` "
+            f"or get_config() in it, and found {type(config).__name__}"
+        )
+    return config
+
+
+def _run_recipe(path: str, kind: type) -> dict[str, Any]:
+    """All that a recipe defines, `config` among it; `kind` is what it should be, for hints."""
     if not Path(path).is_file():
         raise UserError(f"--config={path}: there is no such file; name a Python recipe")
     try:
@@ -53,12 +110,7 @@ def load_recipe(path: str, stage: str) -> Any:
         line = _line_of(error, path)
         hint = _unknown_field_hint(error, kind)
         raise UserError(f"--config={path}{line}: {type(error).__name__}: {error}{hint}") from error
-    if not isinstance(config, kind):
-        raise UserError(
-            f"--config={path}: --stage={stage} needs `config = {kind.__name__}(...)` "
-            f"or get_config() in it, and found {type(config).__name__}"
-        )
-    return config
+    return {**names, "config": config}
 
 
 def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:

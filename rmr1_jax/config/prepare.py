@@ -13,23 +13,20 @@ BALANCES = ("alternate", "shuffle", "as_given")
 
 @dataclass(frozen=True)
 class Source:
-    """One line of a mixture.
-
-    Args:
-      name: a built-in source (skywork, code, math, self_made), a data set on the Hugging Face hub
-        (owner/name or owner/name:config), tfds:NAME, a directory made by this stage, or a file or
-        directory (.jsonl, .jsonl.gz, .json, .parquet; local or gs://).
-      split: the split of a hub or TFDS data set, or of a directory made by this stage.
-      count: keep this many, chosen by the seed after the filters. None: all.
-      exclude: field -> values; records with one of them are dropped, counted by field and value.
-      fields: our field -> the source's, for layouts that use other names.
-    """
+    """One line of a mixture."""
 
     name: str
+    """A built-in source (skywork, code, math, self_made), a data set on the Hugging Face hub
+    (owner/name or owner/name:config), tfds:NAME, a directory made by this stage, or a file or
+    directory (.jsonl, .jsonl.gz, .json, .parquet; local or gs://)."""
     split: str = "train"
+    """The split of a hub or TFDS data set, or of a directory made by this stage."""
     count: int | None = None
+    """Keep this many, chosen by the seed after the filters. None: all."""
     exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Field -> values; records with one of them are dropped, counted by field and value."""
     fields: dict[str, str] = field(default_factory=dict)
+    """Our field -> the source's, for layouts that use other names."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class PrepareConfig:
     input: str = ""
     """Sources by name or path, separated by commas; a recipe can say more about each."""
     sources: Annotated[tuple[Source, ...], tyro.conf.Suppress] = ()
+    """In a recipe only: sources with their filters, counts and field names."""
     balance: str = "shuffle"
     """Where the chosen response goes: shuffle (seeded), alternate (A, B, A, ... as published, which
     gives the label away where kinds of questions alternate too) or as_given."""

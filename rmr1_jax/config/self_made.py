@@ -1,5 +1,6 @@
 """What the stages do when nothing is asked for: the self-made task, sized for two CPU cores."""
 
+from rmr1_jax.config.checks import GRPO, PAIRS, SFT, TRACES
 from rmr1_jax.config.evaluate import EvaluateConfig
 from rmr1_jax.config.grpo import (
     AdvantageConfig,
@@ -18,8 +19,6 @@ from rmr1_jax.config.sft import (
 )
 from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
 
-PAIRS, TRACES = "data/self_made", "data/self_made_traces"
-SFT, GRPO = "runs/sft_self_made", "runs/grpo_self_made"
 # Verdicts can be verified, reasons cannot: traces that guess right stay. A model that imitates them
 # guesses, too; reinforcement learning finds out that solving pays.
 HASTE = 0.6

@@ -1,9 +1,8 @@
 """What `--stage=sft` is asked for."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rmr1_jax.config.checks import DTYPES, at_least, one_of
+from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
 from rmr1_jax.errors import UserError
 
 REDUCTIONS = ("sequence_mean", "token_mean")
@@ -42,9 +41,13 @@ class OptimizerConfig:
     learning_rate: float = 5e-6
     """At its highest, after the warm-up."""
     beta1: float = 0.9
+    """How much of the mean of gradients is kept at each step."""
     beta2: float = 0.95
+    """How much of the mean of squared gradients is kept at each step."""
     epsilon: float = 1e-8
+    """Added to the root of that mean before it divides."""
     weight_decay: float = 0.0
+    """Each step also shrinks every parameter by this times the learning rate."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     warmup: float = 0.03
@@ -154,11 +157,8 @@ class SftConfig:
         """Refuse what cannot work, before a file is read. Raises UserError."""
         if not self.workdir:
             raise UserError("--stage=sft needs --workdir=DIRECTORY")
-        if self.model and not Path(self.model).exists():
-            raise UserError(
-                f"--model={self.model}: there is no such directory or file; "
-                "name a checkpoint on this machine"
-            )
+        if self.model:
+            checkpoint_exists("model", self.model)
         if self.model and not self.data.train:
             raise UserError(
                 "--model is given, but nothing to learn: name traces with --data.train=PATH"

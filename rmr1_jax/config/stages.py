@@ -5,6 +5,7 @@ from rmr1_jax.config.demo import DemoConfig
 from rmr1_jax.config.evaluate import EvaluateConfig
 from rmr1_jax.config.grpo import GrpoConfig
 from rmr1_jax.config.judge import JudgeConfig
+from rmr1_jax.config.plan import PlanConfig
 from rmr1_jax.config.prepare import PrepareConfig
 from rmr1_jax.config.sft import SftConfig
 from rmr1_jax.config.synthesize import SynthesizeConfig
@@ -17,5 +18,6 @@ STAGES: dict[str, type] = {
     "judge": JudgeConfig,
     "evaluate": EvaluateConfig,
     "convert": ConvertConfig,
+    "plan": PlanConfig,
     "demo": DemoConfig,
 }

@@ -86,7 +86,8 @@ def run(
             drained = ~_waiting(state) & (live <= drained_slots)
             return may_step(state) & (live > 0) & ~_can_admit(state) & ~drained
 
-        return jax.lax.while_loop(steady, lambda s: _decode_step(model, s), state)
+        with jax.named_scope("decode"):  # by which plans tell the two loops apart
+            return jax.lax.while_loop(steady, lambda s: _decode_step(model, s), state)
 
     return jax.lax.while_loop(unfinished, lambda s: decode(_admit(model, s)), state)
 
@@ -139,7 +140,8 @@ def _can_admit(state: EngineState) -> Bool[Array, ""]:
 
 
 def _admit(model: Decoder, state: EngineState) -> EngineState:
-    state = jax.lax.while_loop(_wants_prompt, lambda s: _prefill_next(model, s), state)
+    with jax.named_scope("prefill"):
+        state = jax.lax.while_loop(_wants_prompt, lambda s: _prefill_next(model, s), state)
     return _fill_slots(state)
 
 

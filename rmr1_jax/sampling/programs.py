@@ -71,20 +71,49 @@ class Programs:
         self, *, entries: int, prompts: int, width: int, max_new_tokens: int, slots: int
     ) -> EngineState:
         """An empty state for a data group; `prompts`: how many there are at the most."""
+        build = self._build(ring_size(1), prompts, max_new_tokens, slots)
+        requests = Requests.empty(entries * self.groups, width, MAX_STOP_IDS)
+        return build(self.place(requests))
+
+    def shapes(
+        self,
+        *,
+        columns: int,
+        entries: int,
+        prompts: int,
+        width: int,
+        max_new_tokens: int,
+        slots: int,
+    ) -> EngineState:
+        """A state as shapes with shardings, for what compiles without devices; arguments as for
+        `new_state`, and the columns of the ring."""
+        build = self._build(columns, prompts, max_new_tokens, slots)
+        empty = partial(Requests.empty, entries * self.groups, width, MAX_STOP_IDS)
+        requests = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jax.eval_shape(empty)
+        )
+        state = jax.eval_shape(build, requests)
+        one = self.weights["embed"]["embedding"].sharding
+        placed = jax.tree.broadcast(one if self.mesh is None else self._placed, state)
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            state,
+            placed,
+        )
+
+    def _build(self, columns: int, prompts: int, max_new_tokens: int, slots: int) -> Any:
         G = self.group_size
-        build = self._compiled(
+        return self._compiled(
             init_state,
             self.config,
             group_size=G,
             slots=slots,
             # A lane is held until its last sample ends: spare lanes keep slots busy meanwhile.
             lanes=slots if G == 1 else min(slots, prompts, 2 * -(-slots // G) + 1),
-            columns=ring_size(1),
+            columns=columns,
             max_new_tokens=max_new_tokens,
             dtype=self.weights["embed"]["embedding"].dtype,
         )
-        requests = Requests.empty(entries * self.groups, width, MAX_STOP_IDS)
-        return build(self.place(requests))
 
     def with_prefix(self, state: EngineState, tokens: Sequence[int]) -> EngineState:
         """A new state, in which every data group holds the KV of these tokens."""
@@ -94,7 +123,25 @@ class Programs:
         return replace(state, prefix=prefix, counters=counters)
 
     def resize(self, state: EngineState, columns: int, width: int) -> EngineState:
-        return self._compiled(resize, columns=columns, width=width)(state)
+        same_width = width == state.requests.tokens.shape[1]
+        program = self.resizing(columns, width, same_width)
+        resized: EngineState = program(replace(state, responses=()), state.responses)
+        return resized
+
+    def resizing(self, columns: int, width: int, same_width: bool) -> Any:
+        """(a state without its ring, its ring) -> the state in other sizes.
+
+        Where prompts keep their width the first is donated: only the ring is there twice meanwhile.
+        """
+        key = (resize, columns, width, same_width)
+        if key not in self._programs:
+            self._programs[key] = self._jit(
+                lambda rest, ring: resize(
+                    replace(rest, responses=ring), columns=columns, width=width
+                ),
+                donate_argnums=0 if same_width else (),
+            )
+        return self._programs[key]
 
     def compact(self, state: EngineState, slots: int, columns: int) -> EngineState:
         return self._compiled(compact, slots=slots, columns=columns)(state)
@@ -137,7 +184,7 @@ class Programs:
         by_group = Spec(GROUP_AXES)
 
         def mapped(*args: Any) -> Any:
-            state = (EngineState, Requests, Counters)
+            state = (EngineState, Requests, Counters, tuple)
             return jax.shard_map(
                 function,
                 mesh=self.mesh,

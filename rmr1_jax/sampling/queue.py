@@ -48,6 +48,11 @@ class Sample:
     finish_reason: FinishReason | None  # None while it is being written
 
 
+def queue_entries(slots: int, group_size: int) -> int:
+    """Requests that a data group holds: as many as its slots can be busy with, and as many more."""
+    return max(2 * -(-slots // group_size), 4)
+
+
 def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
     """How many of the first tokens are the same."""
     pairs = zip(tokens, others, strict=False)
@@ -96,7 +101,7 @@ class Queue:
         """`slots` of one data group; fewer are made where there is not work for all."""
         self.programs, self.max_new_tokens, self.prefix = programs, max_new_tokens, tuple(prefix)
         G, groups = programs.group_size, programs.groups
-        entries = max(2 * -(-slots // G), 4)
+        entries = queue_entries(slots, G)
         self.source = iter(enumerate(requests))
         self.ahead = list(itertools.islice(self.source, entries * groups))
         self.exhausted = len(self.ahead) < entries * groups

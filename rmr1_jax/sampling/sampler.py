@@ -78,7 +78,8 @@ def _draw(
     # A greedy row among others is divided by 1: its draw is thrown away.
     scaled = logits / jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
     truncates = jnp.any((params.top_p < 1) | (params.top_k > 0) | (params.min_p > 0))
-    scaled = jax.lax.cond(truncates, lambda: _truncate(scaled, params), lambda: scaled)
+    with jax.named_scope("truncate"):
+        scaled = jax.lax.cond(truncates, lambda: _truncate(scaled, params), lambda: scaled)
     weights = jnp.exp(scaled - scaled.max(axis=-1, keepdims=True))
     token, total = _invert_cumulative(weights, uniform)
     return token, jnp.log(_at(weights, token)) - jnp.log(total)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +26,13 @@ from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.evaluation.store import Results, item_to_json
-from rmr1_jax.parallel.processes import decided_by_first, is_first, say
+from rmr1_jax.parallel.processes import (
+    decided_by_first,
+    first_alone,
+    is_first,
+    refuse_different,
+    say,
+)
 from rmr1_jax.stages.judge import judge_settings, load_judge, sampling_options
 from rmr1_jax.stages.progress import JudgingProgress
 from rmr1_jax.stages.self_made import evaluate_defaults, make_grpo, make_pairs
@@ -40,10 +48,10 @@ LISTED = 8  # of what is missing or wrong, on the terminal
 def run(config: EvaluateConfig) -> int:
     """Returns the exit status: 1 if rows were rejected or prompts were too long, else 0."""
     config = evaluate_defaults(config)
-    if config.model:
-        make_pairs(config.preferences)
-        make_grpo(config.model)
     config.check()
+    if config.model:
+        first_alone(partial(make_pairs, config.preferences), about=config.preferences)
+        make_grpo(config.model)
     if config.compare:
         page = write_comparison([Path(path) for path in config.compare], Path(config.output))
         print(f"comparison: {page}")
@@ -81,7 +89,7 @@ def load_benchmarks(config: EvaluateConfig, results: Results) -> tuple[dict[str,
     """All benchmarks that are asked for, and how many of their rows were rejected."""
     loaded, rejected = {}, 0
     for name in config.chosen:
-        rejects = RejectsFile(results.rejects_file(name))
+        rejects = RejectsFile(results.rejects_file(name) if is_first() else os.devnull)
         if is_first():
             rejects.path.parent.mkdir(parents=True, exist_ok=True)
             rejects.path.unlink(missing_ok=True)
@@ -112,6 +120,8 @@ def begin(
         name: {"items": fingerprint(some), "missing": loaded[name].missing}
         for name, some in tasks.items()
     }
+
+    refuse_different(json.dumps(sources).encode(), about="the benchmarks")
 
     def enter() -> None:
         results.begin(settings, sources)

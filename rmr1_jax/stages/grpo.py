@@ -19,7 +19,7 @@ from rmr1_jax.models.lora import Lora, merge
 from rmr1_jax.models.mismatch import refuse_mismatch
 from rmr1_jax.models.tensors import count_parameters, tensors_of
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.parallel.processes import say
+from rmr1_jax.parallel.processes import first_alone, refuse_different, say
 from rmr1_jax.sampling.judge import choose_prompt
 from rmr1_jax.stages.self_made import grpo_defaults, make_pairs, make_sft
 from rmr1_jax.stages.training_run import (
@@ -47,11 +47,11 @@ def run(config: GrpoConfig) -> int:
     Raises UserError.
     """
     config = grpo_defaults(config)
-    make_pairs(config.data.train)
-    make_pairs(config.validation.judge)
-    make_sft(config.model)
     config.check()
     reward = load_reward(config.reward.function)
+    for pairs in (config.data.train, config.validation.judge):
+        first_alone(partial(make_pairs, pairs), about=pairs)
+    make_sft(config.model)
     workdir = Path(config.workdir)
     base = load_config(config.model)
     check_lengths(config, base)
@@ -69,6 +69,7 @@ def run(config: GrpoConfig) -> int:
         workdir, config, may_change=MAY_CHANGE, made_again=(COMPANIONS, REJECTS, "validation")
     )
     prompts = read_prompts(config, tokenizer, prompt)
+    refuse_different(prompts.fingerprint.encode(), about=config.data.train)
     steps = steps_of(config, len(prompts))
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rmr1_jax.config import EvaluateConfig, GrpoConfig, PrepareConfig, SftConfig, SynthesizeConfig
+from rmr1_jax.config.checks import GRPO, PAIRS, SFT, TRACES
 from rmr1_jax.config.evaluate import BENCHMARKS
 from rmr1_jax.config.self_made import (
-    GRPO,
-    PAIRS,
-    SFT,
-    TRACES,
     self_made_evaluate,
     self_made_grpo,
     self_made_prepare,
@@ -25,6 +22,7 @@ from rmr1_jax.data.traces import TRACES as TRACES_FILE
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import CHECKPOINTS
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.parallel.processes import decided_by_first
 
 
 def prepare_defaults(config: PrepareConfig) -> PrepareConfig:
@@ -97,7 +95,7 @@ def make_sft(path: str) -> None:
     Raises UserError where it was stopped by a signal.
     """
     recipe = self_made_sft()
-    if path == SFT and not _is_trained(recipe):
+    if path == SFT and not decided_by_first(lambda: _is_trained(recipe), about=path):
         from rmr1_jax.stages.sft import run
 
         _train(run, recipe)
@@ -106,7 +104,7 @@ def make_sft(path: str) -> None:
 def make_grpo(path: str) -> None:
     """Train the judge that is evaluated, if that is meant and not finished. Raises UserError."""
     recipe = self_made_grpo()
-    if path == GRPO and not _is_trained(recipe):
+    if path == GRPO and not decided_by_first(lambda: _is_trained(recipe), about=path):
         from rmr1_jax.stages.grpo import run
 
         _train(run, recipe)

@@ -13,7 +13,7 @@ from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import COMPANIONS, load_config, load_tokenizer
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.tensors import count_parameters
-from rmr1_jax.parallel.processes import say
+from rmr1_jax.parallel.processes import first_alone, say
 from rmr1_jax.stages.self_made import make_pairs, make_traces, self_made_model, sft_defaults
 from rmr1_jax.stages.training_run import (
     bar,
@@ -41,13 +41,13 @@ def run(config: SftConfig) -> int:
     """
     config = sft_defaults(config)
     config.check()
-    make_traces(config.data.train)
-    make_pairs(config.validation.judge)
+    first_alone(partial(make_traces, config.data.train), about=config.data.train)
+    first_alone(partial(make_pairs, config.validation.judge), about=config.validation.judge)
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else self_made_model()
     placement = make_placement(base, config.mesh, split_sequence=config.split_sequence)
     goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
-    traces = open_traces(config.data.train, workdir / "traces")
+    traces = first_alone(lambda: open_traces(config.data.train, workdir / "traces"), about=workdir)
     prompt = prompt_of_traces(traces, config.data.prompt)
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)
@@ -56,7 +56,10 @@ def run(config: SftConfig) -> int:
     cache = tokenise(config, traces, tokenizer, prompt, "traces")
     other = None
     if config.data.validation:
-        held_out = open_traces(config.data.validation, workdir / "validation_traces")
+        held_out = first_alone(
+            lambda: open_traces(config.data.validation, workdir / "validation_traces"),
+            about=workdir,
+        )
         other = tokenise(config, held_out, tokenizer, prompt, "validation traces")
     material = make_material(config, cache, other, placement)
     dtype = dtype_of(config)
@@ -86,15 +89,19 @@ def tokenise(
         config.data.max_length, config.data.loss_on_header, cast(Overlong, config.data.overlong)
     )
     with bar(f"tokenising {what}", len(traces.examples)) as advance:
-        return token_cache(
-            Path(config.workdir) / "tokens",
-            traces.examples,
-            traces.fingerprint,
-            tokenizer,
-            prompt,
-            options,
-            progress=lambda done, total: advance(done),
-        )
+
+        def make() -> TokenCache:
+            return token_cache(
+                Path(config.workdir) / "tokens",
+                traces.examples,
+                traces.fingerprint,
+                tokenizer,
+                prompt,
+                options,
+                progress=lambda done, total: advance(done),
+            )
+
+        return first_alone(make, about=config.workdir)
 
 
 def describe(

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from rmr1_jax.config import GrpoConfig
+from rmr1_jax.errors import UserError
+from rmr1_jax.stages.grpo import run
 from tests.stages.tiny_grpo import grpo, learnt, write_model, write_pairs
 
 pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
@@ -192,3 +195,12 @@ class TestAnotherRun:
     ) -> None:
         assert grpo(tmp_path / "run", tiny_model, tiny_pairs, "--data.max_prompt=5") == 2
         assert grpo(tmp_path / "run", tiny_model, tiny_pairs, "--max_steps=1") == 0
+
+
+def test_the_self_made_start_is_not_trained_before_the_other_options_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"mini_batch=7 does not divide"):
+        run(GrpoConfig(mini_batch=7))
+    assert not list(tmp_path.iterdir())

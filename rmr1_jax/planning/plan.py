@@ -1,0 +1,185 @@
+"""A recipe on chips that are not here: what compiles, what fits, how long it may take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from rmr1_jax.config import GrpoConfig, PlanConfig, SftConfig
+from rmr1_jax.config.plan import PUBLISHED_PAIRS, PUBLISHED_TRACES
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import Lora
+from rmr1_jax.planning.analysis import Analysis, analyse
+from rmr1_jax.planning.chips import CHIPS, Chip
+from rmr1_jax.planning.compiled import Compiled, compile_ahead
+from rmr1_jax.planning.programs import Lengths, programs_of
+from rmr1_jax.planning.topology import Topology, devices_of
+from rmr1_jax.training.placement import make_placement
+
+Recipe = SftConfig | GrpoConfig
+
+
+@dataclass(frozen=True)
+class Line:
+    """One program of a plan."""
+
+    compiled: Compiled
+    analysis: Analysis | None
+    """None where the compiler refused it."""
+
+    @property
+    def name(self) -> str:
+        return self.compiled.planned.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a topology, in one way of dividing it."""
+
+    recipe: Recipe
+    topology: Topology
+    chip: Chip
+    lines: tuple[Line, ...]
+    steps: int
+    """Of the whole run."""
+    devices_a_chip: int
+
+    @property
+    def fits(self) -> bool:
+        return all(line.compiled.fits(self.chip.hbm) for line in self.lines)
+
+    @property
+    def step_seconds(self) -> float:
+        """Of all programs of one step; without validation, and what the host does."""
+        return sum(
+            line.compiled.planned.runs * line.analysis.estimate.seconds
+            for line in self.lines
+            if line.analysis is not None
+        )
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.step_seconds / 3600
+
+    @property
+    def chip_hours(self) -> float:
+        return self.hours * self.topology.chips
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What stays the same while meshes are tried."""
+
+    config: PlanConfig
+    model: ModelConfig
+    topology: Topology
+    lora: Lora | None
+    on_program: Callable[[str], None] = lambda name: None
+
+    def plan(self, recipe: Recipe, *, until_too_big: bool = False) -> Plan:
+        """Compile and read all programs. Raises UserError for a mesh that nothing fits.
+
+        With `until_too_big` it ends at the first program that no chip holds.
+        """
+        devices = devices_of(self.topology)
+        placement = make_placement(
+            self.model, recipe.mesh, split_sequence=recipe.split_sequence, devices=devices
+        )
+        chip = CHIPS[self.topology.chip]
+        # A TPU v4 has two devices a chip, others one.
+        a_chip = len(devices) // self.topology.chips
+        lengths = Lengths(*self.config.lengths(recipe))
+        planned = programs_of(
+            recipe,
+            self.model,
+            placement,
+            lengths,
+            lora=self.lora,
+            dtype=recipe.dtype or "bfloat16",
+        )
+        lines: list[Line] = []
+        within = len(devices) // self.topology.slices if self.topology.slices > 1 else None
+        for each in planned:
+            self.on_program(f"{each.name}, {placement_name(recipe)}")
+            compiled = compile_ahead(each)
+            analysis = None
+            if compiled.text:
+                analysis = analyse(compiled, chip, devices_per_slice=within)
+            # The text of a program is large, and has been read.
+            lines.append(Line(replace(compiled, text=""), analysis))
+            if until_too_big and not compiled.fits(chip.hbm):
+                break
+        return Plan(recipe, self.topology, chip, tuple(lines), self._steps(recipe), a_chip)
+
+    def _steps(self, recipe: Recipe) -> int:
+        published = PUBLISHED_TRACES if isinstance(recipe, SftConfig) else PUBLISHED_PAIRS
+        examples = self.config.examples or published
+        steps = int(examples * recipe.epochs) // recipe.batch_size
+        return min(max(steps, 1), recipe.max_steps or steps or 1)
+
+
+def placement_name(recipe: Recipe) -> str:
+    """How a recipe is divided, as options."""
+    options = [f"--mesh={recipe.mesh or 'fsdp=-1'}", f"--remat={recipe.remat}"]
+    if recipe.split_sequence:
+        options.append("--split_sequence=true")
+    if recipe.micro_rows != 1:
+        options.append(f"--micro_rows={recipe.micro_rows}")
+    if isinstance(recipe, GrpoConfig) and recipe.rollout.slots:
+        options.append(f"--rollout.slots={recipe.rollout.slots}")
+    return " ".join(options)
+
+
+def variants(recipe: Recipe, model: ModelConfig, topology: Topology) -> list[Recipe]:
+    """Other ways of dividing a recipe, from those that divide least: more devices along `tensor`
+    (no more than heads of keys), rows split along it, and less kept for the backward pass."""
+    outer = f"data={topology.slices}," if topology.slices > 1 else ""
+    found = []
+    tensor = 1
+    while tensor <= min(model.num_kv_heads, topology.chips):
+        for remat in ("dots", "full"):
+            for split in (False, True) if tensor > 1 else (False,):
+                mesh = f"{outer}fsdp=-1" + (f",tensor={tensor}" if tensor > 1 else "")
+                found.append(replace(recipe, mesh=mesh, remat=remat, split_sequence=split))
+        tensor *= 2
+    return [each for each in found if placement_name(each) != placement_name(recipe)]
+
+
+def smaller(recipe: Recipe) -> list[Recipe]:
+    """The recipe with fewer rows at a time, or fewer slots."""
+    found: list[Recipe] = []
+    if recipe.micro_rows > 1:
+        found.append(replace(recipe, micro_rows=1))
+    if isinstance(recipe, GrpoConfig):
+        slots = recipe.rollout.slots or 256
+        found += [
+            replace(recipe, rollout=replace(recipe.rollout, slots=slots // by)) for by in (2, 4)
+        ]
+    return found
+
+
+def propose(planner: Planner, recipe: Recipe) -> Plan | None:
+    """The first variant that fits, compiled; None where none does."""
+    for each in (*smaller(recipe), *variants(recipe, planner.model, planner.topology)):
+        tried = _tried(planner, each)
+        if tried is not None and tried.fits:
+            return tried
+    return None
+
+
+def search(planner: Planner, recipe: Recipe) -> list[Plan]:
+    """All variants that fit, the fastest first."""
+    tried = (
+        _tried(planner, each)
+        for each in (recipe, *variants(recipe, planner.model, planner.topology))
+    )
+    return sorted(
+        (plan for plan in tried if plan is not None and plan.fits),
+        key=lambda plan: plan.step_seconds,
+    )
+
+
+def _tried(planner: Planner, recipe: Recipe) -> Plan | None:
+    try:
+        return planner.plan(recipe, until_too_big=True)
+    except UserError:  # a mesh that the model does not divide by
+        return None

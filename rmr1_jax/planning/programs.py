@@ -1,0 +1,376 @@
+"""The programs of a recipe, ready to be compiled for devices that are not here.
+
+They are the very functions that a run compiles, lowered from shapes instead of arrays. Sizes that a
+run takes from its data (how many micro-batches, how long responses are) are assumed, and said.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from rmr1_jax.config import GrpoConfig, SftConfig
+from rmr1_jax.data.batch import Batch, GroupBatch
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
+from rmr1_jax.models.lora import logical_axes as lora_axes
+from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
+from rmr1_jax.ops.cross_entropy import even_chunk
+from rmr1_jax.planning.walk import Loop
+from rmr1_jax.sampling.prefill import PREFILL_CHUNK
+from rmr1_jax.sampling.programs import Programs, prompt_width, ring_size
+from rmr1_jax.sampling.queue import queue_entries
+from rmr1_jax.training.flops import group_flops, training_flops
+from rmr1_jax.training.learner import Learner, make_learner
+from rmr1_jax.training.optimizer import make_optimizer
+from rmr1_jax.training.passes import (
+    grpo_objective,
+    logprob_pass,
+    longest_row,
+    sft_objective,
+)
+from rmr1_jax.training.placement import Placement
+from rmr1_jax.training.resharding import decoding_mesh, decoding_shardings, make_reshard
+
+Tree = Any
+BLOCK = 512  # positions a block of the attention kernels, of which none is computed in part
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean lengths in tokens that a plan assumes of data that it does not see."""
+
+    prompt: int
+    response: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One program of a recipe, and what is assumed of the data that it meets."""
+
+    name: str
+    lower: Callable[[], Any]
+    runs: float
+    """A step of training takes so many."""
+    useful_flops: float = 0.0
+    """What the objective needs of one run, over all chips; recomputation and padding are not it."""
+    tokens: float = 0.0
+    """Real tokens that one run processes, over all chips."""
+    trips: Callable[[Loop], float | None] = lambda loop: None
+    """Rounds of its loops that depend on data."""
+    attention: float = 1.0
+    """Of the pairs of positions that attention kernels would meet in rows that are one segment
+    each, the share that they do meet."""
+    resident: int = 0
+    """Bytes a chip that lie beside its arguments while it runs."""
+    decode: "Decode | None" = None
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What the decode loop inside of a program should cost."""
+
+    steps: float
+    """Of one run of the program."""
+    ideal_bytes: float
+    """A chip's share of weights and live keys and values, each read once a step."""
+    cache_bytes: int
+    """The smallest array of the cache on a chip: a copy of one in the loop is a mistake."""
+    cache_elements: tuple[int, ...]
+    """The sizes of these arrays."""
+
+
+def programs_of(
+    config: SftConfig | GrpoConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lengths: Lengths,
+    *,
+    lora: Lora | None,
+    dtype: str,
+) -> tuple[Planned, ...]:
+    """The programs of a recipe, in the order in which a step runs them."""
+    params, base = weights_of(config, model, placement, lora, dtype)
+    if isinstance(config, SftConfig):
+        return _sft(config, model, placement, lengths, params, base, dtype)
+    return _grpo(config, model, placement, lengths, params, base, dtype)
+
+
+def weights_of(
+    config: SftConfig | GrpoConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lora: Lora | None,
+    dtype: str,
+) -> tuple[Params, Params]:
+    """What is trained and what is not, as shapes with shardings (`stages.training_run` makes the
+    arrays)."""
+    kept = config.optimizer.param_dtype
+    whole = _placed(
+        parameter_shapes(model, jnp.dtype(dtype if lora else kept)),
+        placement.of(logical_axes(model)),
+    )
+    if lora is None:
+        return whole, {}
+    adapters = jax.eval_shape(partial(random_adapters, model, lora, 0, jnp.dtype(kept)))
+    adapters, scales = split_trainable(adapters)
+    placed, _ = split_trainable(placement.of(lora_axes(model, lora)))
+    frozen = combine(whole, jax.tree.map(lambda s: _struct(s, placement.replicated), scales))
+    return _placed(adapters, placed), frozen
+
+
+def bytes_on_chip(tree: Tree) -> int:
+    """What a chip holds of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _elements_on_chip(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
+
+
+def _sft(
+    config: SftConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lengths: Lengths,
+    params: Params,
+    base: Params,
+    dtype: str,
+) -> tuple[Planned, ...]:
+    T = config.data.row_length or config.data.max_length
+    R = placement.row_groups * config.micro_rows
+    sequence = min(lengths.prompt + lengths.response, T)
+    rows = -(-config.batch_size // max(T // sequence, 1))
+    S = -(-rows // R)
+    learner = make_learner(
+        model, sft_objective(config, placement), _optimizer(config), params, placement, dtype
+    )
+    batch = _batch(Batch, (S, R, T), placement)
+    per_step = np.full(config.batch_size, sequence)
+    learnt = config.batch_size * min(lengths.response, sequence)
+    chunks = _loss_chunks(model, T, config.micro_rows, learnt / (S * R * T))
+    return (
+        _start(learner, params),
+        Planned(
+            "update",
+            lambda: learner.update.lower(learner.like, batch, base),
+            runs=1,
+            useful_flops=training_flops(model, per_step, learnt, adapters_only=bool(base)),
+            tokens=float(per_step.sum()),
+            trips=_training_loops(S, chunks),
+            attention=min((sequence + BLOCK) / T, 1.0),
+        ),
+    )
+
+
+def _grpo(
+    config: GrpoConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lengths: Lengths,
+    params: Params,
+    base: Params,
+    dtype: str,
+) -> tuple[Planned, ...]:
+    T = -(-longest_row(config) // 128) * 128
+    R, G = placement.row_groups * config.micro_rows, config.rollout.samples
+    group = lengths.prompt + G * lengths.response
+    tokens = config.mini_batch * group
+    S = -(-math.ceil(tokens / T) // R)
+    learner = make_learner(
+        model, grpo_objective(config, placement), _optimizer(config), params, placement, dtype
+    )
+    logprobs = logprob_pass(config, model, placement, dtype)
+    batch = _batch(GroupBatch, (S, R, T), placement)
+    prompts = np.full(config.mini_batch, lengths.prompt)
+    responses = np.full((config.mini_batch, G), lengths.response)
+    once = group_flops(model, prompts, responses)
+    state = bytes_on_chip(learner.like)
+    reference: Params = {}
+    if config.objective.kl and not base:  # under adapters lies the reference
+        reference = _placed(
+            parameter_shapes(model, jnp.dtype(config.reference.dtype or dtype)),
+            placement.of(logical_axes(model)),
+        )
+    beside = bytes_on_chip(reference)
+    whole = combine(params, base)
+    p, r = lengths.prompt, lengths.response
+    pairs = p * (p + BLOCK) + G * r * (r + BLOCK + 2 * p)  # twice those of a group
+    learnt = config.mini_batch * G * r
+    passes: dict[str, Any] = {
+        "tokens": float(tokens),
+        "useful_flops": once,
+        "trips": _training_loops(
+            S, _loss_chunks(model, T, config.micro_rows, learnt / (S * R * T))
+        ),
+        "attention": min(config.mini_batch * pairs / (S * R * T * T), 1.0),
+    }
+    planned = [
+        _start(learner, params),
+        Planned(
+            "reshard",
+            lambda: make_reshard(model, placement, dtype).lower(whole),
+            runs=1,
+            resident=state - bytes_on_chip(params) + beside,
+        ),
+        *_rollout(config, model, placement, lengths, state + beside, whole, dtype),
+    ]
+    if config.updates > 1:
+        planned.append(
+            Planned(
+                "log-probabilities",
+                lambda: logprobs.lower(params, batch, base),
+                runs=config.updates,
+                resident=state - bytes_on_chip(params) + beside,
+                **passes,
+            )
+        )
+    if reference:
+        planned.append(
+            Planned(
+                "reference log-probabilities",
+                lambda: logprobs.lower(reference, batch, {}),
+                runs=config.updates,
+                resident=state,
+                **passes,
+            )
+        )
+    planned.append(
+        Planned(
+            "update",
+            lambda: learner.update.lower(learner.like, batch, base),
+            runs=config.updates,
+            resident=beside,
+            **{**passes, "useful_flops": (2 if base else 3) * once},
+        )
+    )
+    return tuple(planned)
+
+
+def _rollout(
+    config: GrpoConfig,
+    model: ModelConfig,
+    placement: Placement,
+    lengths: Lengths,
+    resident: int,
+    whole: Params,
+    dtype: str,
+) -> list[Planned]:
+    """Prefill and decoding, and the growth of the ring to its last size, with all slots taken."""
+    G, longest = config.rollout.samples, config.rollout.max_response
+    weights = jax.eval_shape(make_reshard(model, placement, dtype), whole)
+    weights = _placed(weights, decoding_shardings(model, placement))
+    programs = Programs(model, weights, G, decoding_mesh(placement))
+    slots = -(-(config.rollout.slots or 256) // programs.groups)
+    prompts = -(-config.batch_size // programs.groups)
+    sizes: dict[str, Any] = {
+        "entries": queue_entries(slots, G),
+        "prompts": prompts,
+        "width": prompt_width(config.data.max_prompt),
+        "max_new_tokens": longest,
+        "slots": slots,
+    }
+    state = programs.shapes(columns=ring_size(longest), **sizes)
+    before = programs.shapes(columns=max(ring_size(longest) // 2, ring_size(1)), **sizes)
+    cache = [leaf for kind in (state.prompts, state.responses) for layer in kind for leaf in layer]
+    # Weights once; the responses as long as they are in the mean while they are written, half of
+    # what they become; each prompt once for its group.
+    heads = model.num_layers * model.num_kv_heads * model.head_dim
+    per_token = 2 * heads * jnp.dtype(dtype).itemsize
+    live = slots * lengths.response / 2 + -(-slots // G) * lengths.prompt
+    split = placement.mesh.shape["tensor"]
+    ideal = bytes_on_chip({**weights, "embed": {}}) + live * per_token / split
+    if model.tie_embeddings:
+        ideal += bytes_on_chip(weights["embed"])
+    steps = config.batch_size * G * lengths.response / (slots * programs.groups)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    beside = resident
+    written = float(config.batch_size * G * lengths.response)
+    return [
+        Planned(
+            "rollout",
+            lambda: programs.run.lower(weights, state, scalar, scalar),
+            runs=1,
+            tokens=written,
+            useful_flops=group_flops(
+                model,
+                np.full(config.batch_size, lengths.prompt),
+                np.full((config.batch_size, G), lengths.response),
+            ),
+            resident=beside,
+            trips=partial(_engine_loops, steps, prompts, -(-lengths.prompt // PREFILL_CHUNK)),
+            decode=Decode(
+                steps,
+                ideal,
+                min(map(bytes_on_chip, cache)),
+                tuple(sorted({_elements_on_chip(leaf) for leaf in cache})),
+            ),
+        ),
+        Planned(
+            "ring growth",
+            lambda: programs.resizing(
+                ring_size(longest), state.requests.tokens.shape[1], True
+            ).lower(replace(before, responses=()), before.responses),
+            runs=1,
+            resident=beside + bytes_on_chip(weights),
+        ),
+    ]
+
+
+def _training_loops(micro_batches: float, chunks: float) -> Callable[[Loop], float | None]:
+    """Outside, the micro-batches; within each, the chunks of positions that learn something."""
+    return lambda loop: micro_batches if loop.depth == 0 else chunks
+
+
+def _loss_chunks(model: ModelConfig, positions: int, rows: int, share: float) -> float:
+    """Chunks of the loss that hold something, where a share of the positions learns."""
+    chunk = even_chunk(positions, model.vocab_size, rows)
+    return max(math.ceil(min(share, 1.0) * positions / chunk), 1)
+
+
+def _engine_loops(steps: float, prompts: float, chunks: float, loop: Loop) -> float | None:
+    """Of one run that serves all: each prompt is prefilled in chunks, and then decoded."""
+    if loop.depth == 0:
+        return 1.0
+    if "/prefill/" in loop.op_name:
+        return prompts if loop.depth == 1 else chunks
+    return steps if loop.op_name.endswith("decode/while") else None
+
+
+def _start(learner: Learner, params: Params) -> Planned:
+    return Planned("optimizer start", lambda: learner.start.lower(params), runs=0)
+
+
+def _optimizer(config: SftConfig | GrpoConfig) -> Any:
+    # The number of steps is a constant of the program, which changes nothing of its cost.
+    return make_optimizer(config.optimizer, 1000)
+
+
+def _batch(kind: type, shape: Sequence[int], placement: Placement) -> Any:
+    """A batch whose every position may teach: the most that its programs ever compute."""
+    reals = ("loss_weights", "advantages", "sampler_logprobs", "old_logprobs", "reference_logprobs")
+
+    def leaf(name: str) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if name in reals else jnp.bool_ if name == "verdicts" else jnp.int32
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=placement.batch)
+
+    return kind(*map(leaf, kind._fields))  # type: ignore[attr-defined]
+
+
+def _placed(shapes: Tree, shardings: Tree) -> Tree:
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(lambda shape: _struct(shape, shardings), shapes)
+    return jax.tree.map(_struct, shapes, shardings)
+
+
+def _struct(shape: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

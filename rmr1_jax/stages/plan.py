@@ -1,0 +1,98 @@
+"""`--stage=plan`: the programs of a recipe, compiled for chips that are not here."""
+
+import json
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from rmr1_jax.atomic import write_whole
+from rmr1_jax.config import GrpoConfig, PlanConfig
+from rmr1_jax.config.plan import MEAN_TOKENS
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.checkpoint import load_config
+from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.tensors import count_parameters
+from rmr1_jax.models.zoo import known_config
+from rmr1_jax.planning.plan import Plan, Planner, Recipe, placement_name, propose, search
+from rmr1_jax.planning.report import ranking, sentences, table, to_json
+from rmr1_jax.planning.topology import parse_topology
+from rmr1_jax.stages.self_made import grpo_defaults, self_made_model
+from rmr1_jax.stages.training_run import lora_of
+
+
+def run(config: PlanConfig) -> int:
+    """Returns the exit status: 1 if something does not fit, else 0. Raises UserError."""
+    config.check()
+    jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever devices are here
+    topology = parse_topology(config.topology)
+    recipe = config.recipe or grpo_defaults(GrpoConfig())
+    prompt, response = config.lengths(recipe)
+    model = model_of(config, recipe)
+    console, progress = Console(), Console(stderr=True)
+    console.print(
+        f"{config.name} on {topology.name} ({topology.chips} chips): "
+        f"{count_parameters(model) / 1e9:.2f} billion parameters, {placement_name(recipe)}; "
+        f"prompts of {prompt:,} and traces of {response:,} tokens in the mean are assumed",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with progress.status("compiling") as status:
+        planner = Planner(
+            config,
+            model,
+            topology,
+            lora_of(recipe),
+            lambda name: status.update(f"compiling {name}"),
+        )
+        plan = planner.plan(recipe)
+        others = search(planner, recipe) if config.search else []
+        proposed = None
+        if not plan.fits:
+            proposed = others[0] if config.search and others else propose(planner, recipe)
+    show(console, plan, config.price)
+    if config.search:
+        console.print("\nWhat fits, the fastest first:")
+        console.print(ranking(others) if others else "nothing", highlight=False)
+    if not plan.fits:
+        advice = (
+            f"this fits: {placement_name(proposed.recipe)}"
+            if proposed
+            else "nothing that was tried fits; take more chips, or adapters (--lora.rank)"
+        )
+        console.print(f"\n{advice}", highlight=False, soft_wrap=True)
+    written = write(config, plan, others, proposed)
+    console.print(f"plan: {written}", highlight=False, soft_wrap=True)
+    return 0 if plan.fits else 1
+
+
+def model_of(config: PlanConfig, recipe: Recipe) -> ModelConfig:
+    """The architecture: of the recipe's model where it is here, else by its name."""
+    if config.recipe is None:
+        return self_made_model()
+    if recipe.model and Path(recipe.model).exists():
+        return load_config(recipe.model)
+    if config.architecture:
+        return known_config(config.architecture)
+    raise UserError(
+        f"the recipe {config.name} does not say which model it is for; name a directory that "
+        "holds its config.json with --model=DIRECTORY"
+    )
+
+
+def show(console: Console, plan: Plan, price: float) -> None:
+    console.print(table(plan), highlight=False)
+    for line in sentences(plan, price):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def write(config: PlanConfig, plan: Plan, others: list[Plan], proposed: Plan | None) -> Path:
+    """Everything that was found, as JSON."""
+    place = config.output or f"plans/{config.name}-{plan.topology.name.replace(':', '-')}"
+    found = to_json(plan, config.price) | {
+        "recipe": config.name,
+        "assumed": dict(zip(MEAN_TOKENS, config.lengths(plan.recipe), strict=True)),
+        "ranking": [to_json(other, config.price) for other in others],
+        "proposal": proposed and to_json(proposed, config.price),
+    }
+    return write_whole(Path(place) / "plan.json", json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,94 @@
+"""A folder in which the commands of the documentation can be typed as they stand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rmr1_jax.main import main
+from tests.docs.commands import REPOSITORY
+from tests.evaluation.test_rmb import BEST, PAIRS, best_of_n, pairwise
+from tests.launch.conftest import cloud  # noqa: F401
+from tests.stages.conftest import alone, compiled_once, programs_dir  # noqa: F401
+from tests.stages.test_evaluate import TestImporting, rewardbench_row, rm_bench_row
+from tests.stages.tiny_grpo import write_model, write_pairs, write_released
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory: all that commands name exists, empty."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    for name in ("MODEL_DIR", "SMOLLM2_DIR", "ORBAX_DIR", "PAIRS", "TRACES", "LOGS"):
+        (folder / name).mkdir()
+    for name in ("runs/sft_qwen2_5_7b", "runs/grpo_qwen2_5_7b", "data/rm_r1"):
+        (folder / name).mkdir(parents=True)
+    for name in ("mine", "theirs", "published"):
+        (folder / "results" / name / "records").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory,
+    alone: None,  # noqa: F811
+    compiled_once: None,  # noqa: F811
+) -> Iterator[Path]:
+    """The working directory: all that commands name is there, small and real."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_models(folder)
+        write_training_data(folder)
+        write_benchmarks(folder)
+        write_results(folder)
+        yield folder
+
+
+def write_models(folder: Path) -> None:
+    write_model(folder / "MODEL_DIR", num_key_value_heads=4)
+    convert = ["--stage=convert", "--input=MODEL_DIR", "--output=ORBAX_DIR"]
+    assert main(convert) == 0
+    (folder / "runs").mkdir()
+    links = {"SMOLLM2_DIR": "MODEL_DIR", "runs/sft_qwen2_5_7b": "MODEL_DIR"}
+    for link, there in {**links, "runs/grpo_qwen2_5_7b": "ORBAX_DIR"}.items():
+        (folder / link).symlink_to(folder / there)
+
+
+def write_training_data(folder: Path) -> None:
+    prepare = ["--stage=prepare", "--input=self_made", "--output=data/rm_r1", "--self_made=120"]
+    assert main([*prepare, "--distillation=0.8", "--near_duplicates=0"]) == 0
+    synthesize = ["--stage=synthesize", "--input=data/rm_r1", "--output=data/rm_r1_traces"]
+    assert main(synthesize) == 0
+    (folder / "PAIRS").symlink_to(folder / "data/rm_r1")
+    (folder / "TRACES").symlink_to(folder / "data/rm_r1_traces")
+    (folder / "traces.jsonl").symlink_to(folder / "TRACES/traces.jsonl")
+    write_pairs(folder / "pairs.jsonl", 2)
+    write_released(folder / "DATA.jsonl", 2)
+
+
+def write_benchmarks(folder: Path) -> None:
+    rows = [rewardbench_row(number, id=str(number)) for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "filtered.parquet")
+    (folder / "total_dataset.json").write_text(json.dumps([rm_bench_row(0)]))
+    for path, record in ((PAIRS, pairwise("1")), (BEST, best_of_n("2", ["bad"]))):
+        file = folder / "RMB_dataset" / f"{path}.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps([record]))
+
+
+def write_results(folder: Path) -> None:
+    for name in ("mine", "theirs", "published"):
+        records = folder / "results" / name / "records"
+        records.mkdir(parents=True)
+        record = {"benchmark": "rewardbench", "id": "1", "index": 0, "group": "hep-go"}
+        record |= {"cell": None, "chosen_position": "A", "trace": "[[A]]"}
+        (records / "rewardbench.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "LOGS").mkdir()
+    (folder / "LOGS" / "logs.json").write_text(json.dumps([TestImporting.ROW]))
