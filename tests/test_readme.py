@@ -9,6 +9,7 @@ import pytest
 from rmr1_jax.config import STAGES, option_types
 from rmr1_jax.judging import Preference, preference_from_record
 from rmr1_jax.models.config import PROMPT_KEY
+from rmr1_jax.parallel.multihost import OPTIONS
 from rmr1_jax.sampling.judge import Judgement
 from rmr1_jax.stages.judgement_record import PROBLEMS, judgement_record
 
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[str]:
 def test_a_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", README, re.MULTILINE))
-    assert {a or b for a, b in named} == {"demo", "test", "lint"} <= targets
+    assert {a or b for a, b in named} == {"demo", "test", "lint", "docs"} <= targets
 
 
 def test_a_relative_link_leads_somewhere() -> None:
@@ -44,7 +45,7 @@ def test_an_option_that_is_mentioned_exists() -> None:
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     named = {option.partition("=")[0] for option in re.findall(r"`--([\w=.,-]+)", prose)}
     known = {name for kind in STAGES.values() for name, _ in option_types(kind)}
-    assert named - known - {"stage", "config", "debug", "editable"} == set()
+    assert named - known - {"stage", "config", "debug", "editable", *OPTIONS} == set()
     assert f"`{PROMPT_KEY}`" in prose
 
 
