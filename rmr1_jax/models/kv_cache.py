@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
 
@@ -66,12 +66,6 @@ def write_row(cache: LayerCache, first: LayerCache, row: Int[Array, ""]) -> Laye
 def read_row(cache: LayerCache, row: Int[Array, ""]) -> LayerCache:
     """One row as a batch of one."""
     return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in cache))
-
-
-def ring_mask(cursor: Int[Array, ""], lengths: Int[Array, "S"], columns: int) -> Bool[Array, "S C"]:
-    """Columns that hold the last `lengths` tokens of each slot, the newest at `cursor`."""
-    age = (cursor - jnp.arange(columns)) % columns
-    return age[None, :] < lengths[:, None]
 
 
 def resize_ring(

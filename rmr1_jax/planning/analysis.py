@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 from rmr1_jax.planning.chips import Chip
 from rmr1_jax.planning.collectives import collectives
@@ -14,9 +15,10 @@ from rmr1_jax.planning.estimate import (
     Estimate,
     estimate,
 )
-from rmr1_jax.planning.hlo import Instruction, Program, read_program
+from rmr1_jax.planning.hlo import Instruction, Program, Shape, read_program
 from rmr1_jax.planning.programs import Planned
 from rmr1_jax.planning.walk import Loop
+from rmr1_jax.planning.work import kernel_name
 
 # What the attention kernels reach of a chip's peak: cycles of the matrix units over bundles of
 # instructions in the compiled kernels (docs/decisions/027); at most 90 %.
@@ -81,7 +83,8 @@ def analyse(compiled: Compiled, chip: Chip, *, devices_per_slice: int | None = N
         program,
         chip,
         trips=planned.trips,
-        kernels=lambda call: planned.attention * stated_flops(call),
+        kernels=partial(_kernel_flops, planned, program),
+        reads=partial(_share_read, planned),
         kernel_efficiency=ATTENTION_EFFICIENCY.get(chip.name, KERNEL_EFFICIENCY),
         devices_per_slice=devices_per_slice,
         branches=lambda conditional: _branch(program, conditional),
@@ -113,6 +116,8 @@ def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep |
         program,
         chip,
         trips=once,
+        kernels=partial(_kernel_flops, planned, program),
+        reads=partial(_share_read, planned),
         within=is_decode_loop,
         branches=lambda conditional: _branch(program, conditional),
     )
@@ -121,7 +126,7 @@ def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep |
         program,
         planned.decode.cache_bytes / 2,
         within=is_decode_loop,
-        elements=planned.decode.cache_elements,
+        elements=planned.decode.live,
     )
     return DecodeStep(
         seconds=step.seconds,
@@ -136,6 +141,20 @@ def stated_flops(call: Instruction) -> float:
     """What the author of a kernel says of it."""
     found = re.search(r"\"cost_estimate\":\{[^}]*\"flops\":\"?(\d+)", call.text)
     return float(found.group(1)) if found else 0.0
+
+
+def _kernel_flops(planned: Planned, program: Program, call: Instruction) -> float:
+    """Of what its author says, what the data that is assumed takes."""
+    operands = program.computations[call.computation].inputs(call)
+    met = min((_share_read(planned, call, operand) for operand in operands), default=1.0)
+    return planned.attention * met * stated_flops(call)
+
+
+def _share_read(planned: Planned, call: Instruction, operand: Shape) -> float:
+    """Of a cache the blocks that hold something; of other operands all."""
+    if planned.decode is None or not kernel_name(call).startswith("decode_attention"):
+        return 1.0
+    return planned.decode.live.get(operand.elements, 1.0)
 
 
 def _branch(program: Program, conditional: Instruction) -> tuple[float, ...] | None:

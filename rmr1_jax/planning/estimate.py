@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rmr1_jax.planning.chips import Chip
 from rmr1_jax.planning.collectives import Collective, collectives_of
 from rmr1_jax.planning.hlo import Instruction, Program
-from rmr1_jax.planning.traffic import HbmTraffic
+from rmr1_jax.planning.traffic import HbmTraffic, Reads
 from rmr1_jax.planning.walk import Branches, Loop, Step, Trips, walk
 from rmr1_jax.planning.work import Costs, is_marker, kernel_name
 
@@ -95,6 +95,7 @@ def estimate(
     trips: Trips = None,
     kernels: Kernels | None = None,
     kernel_efficiency: float | Mapping[str, float] = KERNEL_EFFICIENCY,
+    reads: Reads = lambda call, operand: 1.0,
     devices_per_slice: int | None = None,
     within: Callable[[Loop], bool] | None = None,
     branches: Branches = lambda conditional: None,
@@ -108,12 +109,13 @@ def estimate(
       kernels: FLOPs of Pallas kernels and other custom calls.
       kernel_efficiency: share of the chip's peak that these reach; by the beginnings of their
         names, if they differ.
+      reads: what share of its operands a kernel reads; default: all of all.
       devices_per_slice: collectives that leave a slice (or GPU host) of so many devices take the
         slow way; default: there is one slice.
       within: count only what is in a loop of which this is true. With that loop's trips given as
         1, the result is that of one round of it.
     """
-    pricer = _Pricer(program, chip, kernels, kernel_efficiency, devices_per_slice)
+    pricer = _Pricer(program, chip, kernels, kernel_efficiency, reads, devices_per_slice)
     for step in walk(program, trips, branches):
         if within is None or any(within(loop) for loop in step.loops):
             pricer.add(step)
@@ -127,11 +129,12 @@ class _Pricer:
         chip: Chip,
         kernels: Kernels | None,
         kernel_efficiency: float | Mapping[str, float],
+        reads: Reads,
         devices_per_slice: int | None,
     ):
         self.program, self.chip, self.kernels = program, chip, kernels
         self.kernel_efficiency, self.devices_per_slice = kernel_efficiency, devices_per_slice
-        self.costs, self.memory = Costs(program), HbmTraffic(program)
+        self.costs, self.memory = Costs(program), HbmTraffic(program, reads)
         self.nests: dict[tuple[Loop, ...], _Nest] = defaultdict(_Nest)
         self.flops = self.read = self.written = self.sent = self.collectives = 0.0
         self.unpriced: dict[str, None] = {}

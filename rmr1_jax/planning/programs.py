@@ -5,7 +5,7 @@ run takes from its data (how many micro-batches, how long responses are) are ass
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,12 @@ from jax.sharding import Sharding
 from rmr1_jax.config import GrpoConfig, SftConfig
 from rmr1_jax.data.batch import Batch, GroupBatch
 from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.kv_cache import KVCache
 from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
 from rmr1_jax.models.lora import logical_axes as lora_axes
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.ops.cross_entropy import even_chunk
+from rmr1_jax.ops.decode_attention import block_width
 from rmr1_jax.planning.walk import Loop
 from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.programs import Programs, prompt_width, ring_size
@@ -82,8 +84,8 @@ class Decode:
     """A chip's share of weights and live keys and values, each read once a step."""
     cache_bytes: int
     """The smallest array of the cache on a chip: a copy of one in the loop is a mistake."""
-    cache_elements: tuple[int, ...]
-    """The sizes of these arrays."""
+    live: Mapping[int, float]
+    """Of each of its arrays, by how many elements it has, the share that lies in live blocks."""
 
 
 def programs_of(
@@ -286,7 +288,8 @@ def _rollout(
     # what they become; each prompt once for its group.
     heads = model.num_layers * model.num_kv_heads * model.head_dim
     per_token = 2 * heads * jnp.dtype(dtype).itemsize
-    live = slots * lengths.response / 2 + -(-slots // G) * lengths.prompt
+    asked = -(-slots // G)
+    live = slots * lengths.response / 2 + asked * lengths.prompt
     split = placement.mesh.shape["tensor"]
     ideal = bytes_on_chip({**weights, "embed": {}}) + live * per_token / split
     if model.tie_embeddings:
@@ -312,7 +315,10 @@ def _rollout(
                 steps,
                 ideal,
                 min(map(bytes_on_chip, cache)),
-                tuple(sorted({_elements_on_chip(leaf) for leaf in cache})),
+                {
+                    **_live_share(state.prompts, asked, lengths.prompt),
+                    **_live_share(state.responses, slots, lengths.response / 2),
+                },
             ),
         ),
         Planned(
@@ -324,6 +330,14 @@ def _rollout(
             resident=beside + bytes_on_chip(weights),
         ),
     ]
+
+
+def _live_share(cache: KVCache, rows: int, length: float) -> dict[int, float]:
+    """What of an array lies in the blocks of so many rows of this mean length, by its elements."""
+    of_rows, _, columns, _ = cache[0].value.sharding.shard_shape(cache[0].value.shape)
+    # Of the first and the last block of a row, which it fills in part, one is in excess.
+    read = rows * (length + block_width(columns) - 1)
+    return {_elements_on_chip(cache[0].value): min(read / (of_rows * columns), 1.0)}
 
 
 def _training_loops(micro_batches: float, chunks: float) -> Callable[[Loop], float | None]:

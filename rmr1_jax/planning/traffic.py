@@ -7,6 +7,7 @@ update. What an instruction reads twice is counted once.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import HBM, Computation, Instruction, Program, Shape
@@ -30,6 +31,8 @@ _ONE_TO_ONE = frozenset(
 )
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Opcode -> which operand holds the new part."""
+# The share of an operand that a kernel reads.
+Reads = Callable[[Instruction, Shape], float]
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,15 @@ def traffic_by_loop(program: Program, trips: Trips = None) -> dict[tuple[Loop, .
 
 
 class HbmTraffic:
-    """HBM traffic of the instructions of one program."""
+    """HBM traffic of the instructions of one program.
 
-    def __init__(self, program: Program):
-        self.program = program
+    Args:
+      program: from `read_program`.
+      reads: what share of each operand a custom call reads; default: all of all.
+    """
+
+    def __init__(self, program: Program, reads: Reads = lambda call, operand: 1.0):
+        self.program, self.reads = program, reads
         self._needs: dict[tuple[str, str], float] = {}
 
     def of(self, instruction: Instruction) -> Traffic:
@@ -85,8 +93,9 @@ class HbmTraffic:
             return self._fusion(instruction, inputs)
         results = _results(instruction)
         aliased = _aliased(instruction)
+        share = self.reads if opcode == "custom-call" else lambda call, operand: 1.0
         return Traffic(
-            sum(_in_hbm(shape) for shapes in once for shape in shapes),
+            sum(share(instruction, s) * _in_hbm(s) for shapes in once for s in shapes),
             sum(_in_hbm(shape) for i, shape in enumerate(results) if i not in aliased),
         )
 

@@ -19,9 +19,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.kv_cache import LayerCache, ring_mask, write, write_row
+from rmr1_jax.models.kv_cache import LayerCache, write, write_row
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.ops.attention import PartialAttention, merge, partial_attention
+from rmr1_jax.ops.attention import PartialAttention, merge
+from rmr1_jax.ops.decode_attention import Attend, DecodeAttention, Live, masked
 from rmr1_jax.sampling.prefill import Decoder, prefill
 from rmr1_jax.sampling.sampler import Sampled, SamplingParams, is_stop, request_uniform, sample
 from rmr1_jax.sampling.state import (
@@ -55,6 +56,8 @@ def run(
     state: EngineState,
     max_steps: Int[Array, ""] | int,
     drained_slots: Int[Array, ""] | int = 0,
+    *,
+    attention: DecodeAttention = masked,
 ) -> EngineState:
     """Admit, prefill and decode until nothing is left to do.
 
@@ -68,6 +71,7 @@ def run(
       state: from `init_state`, or an earlier `run`.
       max_steps: traced.
       drained_slots: traced.
+      attention: `masked`, or what gives the same faster where the arrays are.
     """
     model = Decoder(config, weights)
     limit = state.counters.steps[0] + max_steps
@@ -87,7 +91,7 @@ def run(
             return may_step(state) & (live > 0) & ~_can_admit(state) & ~drained
 
         with jax.named_scope("decode"):  # by which plans tell the two loops apart
-            return jax.lax.while_loop(steady, lambda s: _decode_step(model, s), state)
+            return jax.lax.while_loop(steady, lambda s: _decode_step(model, attention, s), state)
 
     return jax.lax.while_loop(unfinished, lambda s: decode(_admit(model, s)), state)
 
@@ -117,12 +121,16 @@ def _live_written(state: EngineState) -> Int[Array, "S"]:
     return jnp.where(state.slots.request >= 0, state.slots.written, 0)
 
 
-def _free_lanes(state: EngineState) -> Bool[Array, "lanes"]:
-    """Lanes whose samples all have finished."""
+def _asked_lanes(state: EngineState) -> Bool[Array, "lanes"]:
+    """Lanes whose prompt some live slot answers."""
     lanes = state.lanes.entry.shape[0]
     at = jnp.where(state.slots.request >= 0, state.slots.lane, lanes)
-    asked = jnp.zeros(lanes, bool).at[at].set(True, mode="drop")
-    return (state.lanes.next_sample == state.group_size) & ~asked
+    return jnp.zeros(lanes, bool).at[at].set(True, mode="drop")
+
+
+def _free_lanes(state: EngineState) -> Bool[Array, "lanes"]:
+    """Lanes whose samples all have finished."""
+    return (state.lanes.next_sample == state.group_size) & ~_asked_lanes(state)
 
 
 def _wants_prompt(state: EngineState) -> Bool[Array, ""]:
@@ -204,20 +212,26 @@ def _fill_slots(state: EngineState) -> EngineState:
     )
 
 
-def _decode_step(model: Decoder, state: EngineState) -> EngineState:
+def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState) -> EngineState:
     """One token for every slot."""
     slots, requests, cursor = state.slots, state.requests, state.cursor[0]
     live = slots.request >= 0
     lane_length = requests.length[state.lanes.entry] - 1
     positions = lane_length[slots.lane] + slots.written
-    prompt_mask = jnp.arange(requests.tokens.shape[1])[None] < lane_length[:, None]
-    response_mask = ring_mask(cursor, slots.written + 1, state.columns)
+    ask_response = attention(
+        Live(jnp.full_like(slots.written, cursor), jnp.where(live, slots.written + 1, 0)),
+        state.columns,
+    )
+    ask_prompt = attention(
+        Live(lane_length - 1, jnp.where(_asked_lanes(state), lane_length, 0)),
+        requests.tokens.shape[1],
+    )
     responses = list(state.responses)
 
     def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
         responses[layer] = write(responses[layer], key, value, 0, cursor)
-        own = partial_attention(query, *responses[layer], response_mask[:, None])
-        shared = _ask_prompts(state, query, state.prompts[layer], prompt_mask[:, None])
+        own = ask_response(query, *responses[layer])
+        shared = _ask_prompts(state, query, state.prompts[layer], ask_prompt)
         return merge(own, shared).astype(query.dtype)
 
     hidden = model.blocks_over(slots.token[:, None], positions[:, None], attend)
@@ -268,15 +282,15 @@ def _ask_prompts(
     state: EngineState,
     query: Float[Array, "S 1 N H"],
     prompts: LayerCache,
-    mask: Bool[Array, "lanes 1 P"],
+    attend: Attend,
 ) -> PartialAttention:
     """Attention of every slot to the prompt of its lane; each prompt is read once."""
     if state.group_size == 1:  # slot i asks lane i
-        return partial_attention(query, *prompts, mask)
-    lanes = mask.shape[0]
+        return attend(query, *prompts)
+    lanes = state.lanes.entry.shape[0]
     by_lane = query[:, 0].at[state.slots.route].get(mode="fill", fill_value=0)
     by_lane = by_lane.reshape(lanes, -1, *query.shape[2:])
-    parts = partial_attention(by_lane, *prompts, mask)
+    parts = attend(by_lane, *prompts)
     back = slot_of_query(state.slots, state.group_size)
     return PartialAttention(*(x.reshape(-1, *x.shape[2:])[back][:, None] for x in parts))
 

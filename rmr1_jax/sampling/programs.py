@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
+from rmr1_jax.ops.decode_attention import DecodeAttention, LiveAttention, masked
 from rmr1_jax.parallel.processes import to_devices, to_host
 from rmr1_jax.sampling.engine import run
 from rmr1_jax.sampling.prefill import prefill_prefix
@@ -62,10 +63,24 @@ class Programs:
         caches: Any = {"prompts": heads, "responses": heads, "prefix": heads}
         fields: Any = [rows] * 6
         self._placed = EngineState(*fields, **caches)
-        self.run = self._jit(partial(run, config), donate_argnums=1)
+        self.run = self._jit(self._run, donate_argnums=1)
         self._prefix = self._jit(partial(prefill_prefix, config), placed=(heads, rows))
         self._rows = jax.jit(_rows, out_shardings=whole)
         self._programs: dict[tuple[Any, ...], Callable[..., EngineState]] = {}
+
+    @property
+    def attention(self) -> DecodeAttention:
+        """What is fastest on the devices, which need not be of this machine."""
+        if self.mesh is not None:
+            device = self.mesh.devices.flat[0]
+        else:
+            (device,) = self.weights["embed"]["embedding"].sharding.device_set
+        if device.platform != "tpu":
+            return masked
+        return LiveAttention(None if self.mesh is None else "tensor")
+
+    def _run(self, *args: Any) -> EngineState:
+        return run(self.config, *args, attention=self.attention)
 
     def new_state(
         self, *, entries: int, prompts: int, width: int, max_new_tokens: int, slots: int

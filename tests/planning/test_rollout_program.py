@@ -1,0 +1,37 @@
+"""What a decode step of Qwen2.5-7B reads on v6e-8, from the compiled rollout program."""
+
+from dataclasses import replace
+
+import pytest
+
+from rmr1_jax.config import GrpoConfig, RolloutConfig
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.zoo import known_config
+from rmr1_jax.planning.analysis import analyse
+from rmr1_jax.planning.chips import CHIPS
+from rmr1_jax.planning.compiled import compile_ahead
+from rmr1_jax.planning.programs import Lengths, programs_of
+from rmr1_jax.planning.topology import devices_of, parse_topology
+from rmr1_jax.training.placement import make_placement
+
+
+@pytest.mark.slow
+def test_a_decode_step_reads_weights_and_live_columns_once() -> None:
+    """Two layers of it: they cost what each of the 28 costs."""
+    try:
+        devices = devices_of(parse_topology("v6e-8"))
+    except UserError as error:
+        pytest.skip(str(error))
+    model = replace(known_config("Qwen/Qwen2.5-7B-Instruct"), num_layers=2)
+    recipe = GrpoConfig(mesh="fsdp=2,tensor=4", rollout=RolloutConfig(slots=128))
+    placement = make_placement(model, recipe.mesh, split_sequence=False, devices=devices)
+    programs = programs_of(
+        recipe, model, placement, Lengths(1300, 700), lora=None, dtype="bfloat16"
+    )
+    (rollout,) = (program for program in programs if program.name == "rollout")
+    found = analyse(compile_ahead(rollout), CHIPS["v6e"])
+    assert found.decode is not None and rollout.decode is not None
+    assert found.decode.bytes_over_ideal < 1.15
+    assert found.decode.cache_copies == 0
+    gathered = found.transfers["all-gather"].in_decode_loop
+    assert gathered < rollout.decode.cache_bytes / 2  # no cache, and no layer's weights
