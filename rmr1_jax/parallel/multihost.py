@@ -84,6 +84,8 @@ class Joined:
 
     def __init__(self, place: Place, limit: float) -> None:
         import jax
+        import numpy as np
+        from jax.experimental import multihost_utils
 
         self.place = place
         met = meet(place.coordinator, place.count, place.index, limit)
@@ -97,6 +99,9 @@ class Joined:
             initialization_timeout=math.ceil(max(limit, 60)),
             cluster_detection_method="deactivate",
         )
+        # While all are here: on a CPU the first exchange has to come about within 30 seconds, and
+        # the others would wait for files that the first process makes. Later ones may take longer.
+        multihost_utils.process_allgather(np.int32(place.index))
         if threading.current_thread() is threading.main_thread():
             # JAX takes SIGTERM for a notice that training will hear of; elsewhere it would be lost.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

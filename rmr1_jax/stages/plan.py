@@ -38,13 +38,13 @@ def run(config: PlanConfig) -> int:
         soft_wrap=True,
     )
     with progress.status("compiling") as status:
-        planner = Planner(
-            config,
-            model,
-            topology,
-            lora_of(recipe),
-            lambda name: status.update(f"compiling {name}"),
-        )
+
+        def on_program(name: str) -> None:
+            status.update(f"compiling {name}")
+            if not progress.is_terminal:
+                progress.print(f"compiling {name}", highlight=False, soft_wrap=True)
+
+        planner = Planner(config, model, topology, lora_of(recipe), on_program)
         plan = planner.plan(recipe)
         others = search(planner, recipe) if config.search else []
         proposed = None

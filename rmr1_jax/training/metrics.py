@@ -44,6 +44,7 @@ class MetricsLog:
         record = {"step": step} | {name: _plain(value) for name, value in numbers.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # or a mounted bucket has it when the run ends
         charted = {
             name: float(value)
             for name, value in numbers.items()

@@ -97,7 +97,7 @@ def one_by_one(signatures: np.ndarray, examples: list[int], threshold: float) ->
     return drop
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.7, 0.9, 1.0]))
 def test_near_duplicates_are_those_that_comparing_every_pair_finds(
     seed: int, threshold: float

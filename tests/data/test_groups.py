@@ -96,7 +96,7 @@ def read_back(batch: GroupBatch) -> list[Learnt]:
 
 
 class TestPacking:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(packings)
     def test_gives_every_response_once(self, packing: tuple[list[Group], int, int]) -> None:
         groups, row_length, rows = packing
@@ -109,7 +109,7 @@ class TestPacking:
         )
         assert batch.loss_weights.sum() == pytest.approx(total, rel=1e-5)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(packings)
     def test_fills_rows_from_the_left_and_numbers_them_through(
         self, packing: tuple[list[Group], int, int]
@@ -132,7 +132,7 @@ class TestPacking:
                 assert not array[losses:].any()
             assert not row.old_logprobs.any() and not row.reference_logprobs.any()
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(packings)
     def test_stores_a_prompt_once_a_piece(self, packing: tuple[list[Group], int, int]) -> None:
         groups, row_length, rows = packing
@@ -142,7 +142,7 @@ class TestPacking:
             assert row.segment_ids[starts].tolist() == list(range(1, row.segment_ids.max() + 1))
             assert not row.branches[starts].any()
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(packings)
     def test_puts_empty_micro_batches_last(self, packing: tuple[list[Group], int, int]) -> None:
         groups, row_length, rows = packing
@@ -152,7 +152,7 @@ class TestPacking:
         ladder = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
         assert len(holding) == min(size for size in ladder if size >= sum(holding))
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(packings)
     def test_gives_the_same_again(self, packing: tuple[list[Group], int, int]) -> None:
         groups, row_length, rows = packing
@@ -267,7 +267,7 @@ class TestRowLength:
         groups = [make_group(prompt, responses, [1] * len(responses))] * number
         assert row_length_for([groups], rows=1, at_most=at_most) == expected
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(some_groups(), st.integers(1, 800))
     def test_is_enough_or_refused(self, groups: list[Group], at_most: int) -> None:
         try:

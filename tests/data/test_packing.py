@@ -43,7 +43,7 @@ def check_rows(packed: Plan, problem: dict[str, Any]) -> None:
 
 
 class TestEpochs:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(problems(), st.sampled_from([0.3, 1, 2, 2.5]), st.integers(0, 3))
     def test_every_sequence_comes_once_in_each(
         self, problem: dict[str, Any], epochs: float, seed: int
@@ -87,7 +87,7 @@ class TestEpochs:
 
 
 class TestInOrder:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(problems())
     def test_every_sequence_comes_once_and_empty_rows_fill_the_last_step(
         self, problem: dict[str, Any]
@@ -136,7 +136,7 @@ class TestRowLength:
         assert shape.row_length % 128 == 0 and shape.row_length >= lengths.max()
 
     @given(st.lists(st.integers(1, 700), min_size=1, max_size=40), st.integers(1, 64))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_takes_the_longest_sequence(self, lengths: list[int], batch_size: int) -> None:
         shape = choose_rows(np.array(lengths), batch_size, 2, 3, 1024)
         assert shape.row_length >= max(lengths)

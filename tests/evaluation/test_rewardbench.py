@@ -72,7 +72,7 @@ class TestScores:
             "chat": 358, "chat_hard": 456, "safety": 740, "reasoning": 1431,
         }  # fmt: skip
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
     def test_sections_are_those_of_rewardbench(self, seed: int, share: float) -> None:
         """Its formula: accuracies of subsets, weighed by the counts of its constants.py."""

@@ -46,7 +46,7 @@ class TestScores:
         assert matrix["domains"]["chat"]["corrected"] == matrix["corrected"]
         assert matrix["domains"]["math"]["corrected"] == [[None] * 3] * 3
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 2**32 - 1))
     def test_a_plain_loop_gives_the_same(self, seed: int) -> None:
         random = np.random.RandomState(seed)

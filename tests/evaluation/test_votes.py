@@ -36,7 +36,7 @@ def sample(verdict: Side | None, number: int = 0, *, name: str = "x", at: Side =
 
 
 class TestExpectedMajority:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         st.lists(st.sampled_from([RIGHT, WRONG, VOID]), min_size=1, max_size=8),
         st.data(),

@@ -83,9 +83,7 @@ def test_spot_nodes_and_a_claim(cloud: Cloud) -> None:
     assert job(document)["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "false"
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(min_codepoint=32, exclude_categories=["C", "Zl", "Zp"])))
 def test_arguments_arrive_as_they_were_written(cloud: Cloud, text: str) -> None:
     document = manifest(cloud, stage=[*STAGE, f"--field={text} & @NAME@ \\1 \"'$x"])

@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_torch(N: int, K: int) -> None:
         np.testing.assert_allclose(gradient, tensor.grad.numpy(), atol=2e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), cut=st.integers(1, 11), scale=st.sampled_from([1.0, 30.0]))
 def test_parts_merge_to_the_whole(seed: int, cut: int, scale: float) -> None:
     query, key, value, mask = random_inputs(seed)

@@ -77,7 +77,7 @@ def with_gradients(function: Any, inputs: Any, *ids: Any) -> Any:
     return out, *gradients
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     batch=st.lists(rows, min_size=2, max_size=2),
     block=st.sampled_from([3, 8, 16]),
@@ -121,7 +121,7 @@ def test_a_response_knows_nothing_of_its_siblings() -> None:
 pairs = jax.jit(live_pairs, static_argnums=2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(groups=rows, block=st.sampled_from([1, 4, 8]))
 def test_pairs_of_blocks_live_exactly_where_something_is_seen(
     groups: list[Group], block: int

@@ -126,7 +126,7 @@ def test_a_stop_id_ends_a_response_and_is_its_last_token(
     assert stopped.tokens.tolist() == sample.tokens[: first + 1].tolist()
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     count=st.integers(1, 12),
     seed=st.integers(0, 1000),

@@ -75,7 +75,7 @@ def test_draws_follow_the_exact_distribution(options: dict, vocabulary: int) -> 
         assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=16, max_size=16),
     temperature=st.floats(0.1, 3),
