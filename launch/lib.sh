@@ -223,3 +223,32 @@ find_python() {
     done
     return 0
 }
+
+# install_package EXTRA ADVICE: into $opt_venv, which is made with the Python that ADVICE says how to
+# come by; EXTRA is nothing, or the accelerator's, such as [cuda]
+install_package() {
+    local python
+    if [[ ! -x $opt_venv/bin/python ]]; then
+        python=$(find_python)
+        [[ $python ]] || die "no Python of at least 3.12 with venv was found: $2"
+        attempt "making the environment" "$python" -m venv "$opt_venv"
+    fi
+    attempt "installing the package" "$opt_venv/bin/python" -m pip install --quiet \
+        --disable-pip-version-check --constraint "$REPOSITORY/constraints.txt" \
+        --editable "$REPOSITORY$1"
+}
+
+# check_pods: what a run in pods needs, whoever starts them
+check_pods() {
+    local place option
+    [[ ${opt_image##*/} == *[:@]* && $opt_image != *:latest ]] ||
+        die "--image=$opt_image: name it with a tag or a digest other than latest, so that a restart runs the same code"
+    for option in workdir output; do
+        place=$(rest_option "$option")
+        [[ ! $place || $place == /mnt/shared/* ]] ||
+            die "--$option=$place lies in the pod, and is lost with it: put it under /mnt/shared"
+    done
+    [[ $(rest_option workdir)$(rest_option output) ]] || die "name where the run is kept: --workdir=/mnt/shared/runs/$opt_name"
+    # That every pod takes itself for the only one is the failure that destroys a run.
+    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=(--distributed=gke "${REST[@]}")
+}

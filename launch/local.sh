@@ -30,7 +30,7 @@ opt_log_dir=$REPOSITORY/runs/logs
 PIDS=()
 
 setup() {
-    local extra='' python stamp
+    local extra='' stamp
     case $opt_device in
         cpu) ;;
         cuda | tpu) extra="[$opt_device]" ;;
@@ -41,14 +41,7 @@ setup() {
         say "$opt_venv is set up already"
         return
     fi
-    if [[ ! -x $opt_venv/bin/python ]]; then
-        python=$(find_python)
-        [[ $python ]] || die "no Python of at least 3.12 with venv was found: install python3.12 and python3.12-venv"
-        attempt "making the environment" "$python" -m venv "$opt_venv"
-    fi
-    attempt "installing the package" "$opt_venv/bin/python" -m pip install --quiet \
-        --disable-pip-version-check --constraint "$REPOSITORY/constraints.txt" \
-        --editable "$REPOSITORY$extra"
+    install_package "$extra" "install python3.12 and python3.12-venv"
     if ! dry; then echo "$stamp" >"$opt_venv/.rmr1_jax"; fi
 }
 

@@ -55,15 +55,7 @@ find_jobs() {
 }
 
 setup() {
-    local python
-    if [[ ! -x $opt_venv/bin/python ]]; then
-        python=$(find_python)
-        [[ $python ]] || die "no Python of at least 3.12 with venv was found: load a module that has one"
-        attempt "making the environment" "$python" -m venv "$opt_venv"
-    fi
-    attempt "installing the package" "$opt_venv/bin/python" -m pip install --quiet \
-        --disable-pip-version-check --constraint "$REPOSITORY/constraints.txt" \
-        --editable "${REPOSITORY}[cuda]"
+    install_package "[cuda]" "load a module that has one"
 }
 
 submit() {

@@ -71,27 +71,19 @@ check_slice() {
 }
 
 check_run() {
-    local place option
     need name image accelerator topology
     check_name
     check_number slices restarts grace
     check_stage
     check_env_file "$opt_env_file"
     check_slice
-    [[ $opt_image =~ ^[A-Za-z0-9./_:@-]+$ && ${opt_image##*/} == *[:@]* && $opt_image != *:latest ]] ||
+    [[ $opt_image =~ ^[A-Za-z0-9./_:@-]+$ ]] ||
         die "--image=$opt_image: name it with a tag or a digest other than latest, so that a restart runs the same code"
     [[ $opt_bucket || $opt_claim ]] || die "--bucket=BUCKET or --claim=NAME is missing: a pod's own disk goes with it"
     [[ ! $opt_bucket || ! $opt_claim ]] || die "--bucket and --claim: one of the two"
     opt_bucket=${opt_bucket#gs://}
     [[ $opt_bucket$opt_claim =~ ^[a-z0-9][a-z0-9._-]*$ ]] || die "--bucket or --claim: $opt_bucket$opt_claim is no name"
-    for option in workdir output; do
-        place=$(rest_option "$option")
-        [[ ! $place || $place == /mnt/shared/* ]] ||
-            die "--$option=$place lies in the pod, and is lost with it: put it under /mnt/shared"
-    done
-    [[ $(rest_option workdir)$(rest_option output) ]] || die "name where the run is kept: --workdir=/mnt/shared/runs/$opt_name"
-    # That every pod takes itself for the only one is the failure that destroys a run.
-    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=(--distributed=gke "${REST[@]}")
+    check_pods
 }
 
 # JSON is YAML.

@@ -38,22 +38,13 @@ PLACE=()
 PRESENT=no
 
 check_run() {
-    local place option
     need accelerator image storage
     check_number slices restarts grace
     check_stage
     check_env_file "$opt_env_file"
-    [[ ${opt_image##*/} == *[:@]* && $opt_image != *:latest ]] ||
-        die "--image=$opt_image: name it with a tag or a digest other than latest, so that a restart runs the same code"
     [[ ! $opt_capacity || $opt_capacity == spot || $opt_capacity == on-demand ]] ||
         die "--capacity=$opt_capacity: spot or on-demand"
-    for option in workdir output; do
-        place=$(rest_option "$option")
-        [[ ! $place || $place == /mnt/shared/* ]] ||
-            die "--$option=$place lies in the pod, and is lost with it: put it under /mnt/shared"
-    done
-    [[ $(rest_option workdir)$(rest_option output) ]] || die "name where the run is kept: --workdir=/mnt/shared/runs/$opt_name"
-    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=(--distributed=gke "${REST[@]}")
+    check_pods
 }
 
 # Sets PRESENT.

@@ -22,7 +22,7 @@ class PlanConfig:
     fit. Every option of the recipe's own stage may be given, too."""
 
     topology: str = "v5e:1x1"
-    """The chips: v5p:4x4x4, v5e-16, v5e:4x4*2 (two slices) or h200:8."""
+    """The TPU chips: v5p:4x4x4, v5e-16 or v5e:4x4*2 (two slices)."""
     output: str = ""
     """A directory for plan.json. Empty: plans/RECIPE-TOPOLOGY."""
     search: bool = False

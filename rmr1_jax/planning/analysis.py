@@ -1,6 +1,5 @@
 """What a compiled program will do: its time, its traffic, and what goes on in its decode loop."""
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from rmr1_jax.planning.estimate import (
 from rmr1_jax.planning.hlo import Instruction, Program, Shape, read_program
 from rmr1_jax.planning.programs import Planned
 from rmr1_jax.planning.walk import Loop
-from rmr1_jax.planning.work import kernel_name
+from rmr1_jax.planning.work import kernel_name, stated_flops
 
 # What the attention kernels reach of a chip's peak: cycles of the matrix units over bundles of
 # instructions in the compiled kernels (docs/decisions/027); at most 90 %.
@@ -137,17 +136,11 @@ def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep |
     )
 
 
-def stated_flops(call: Instruction) -> float:
-    """What the author of a kernel says of it."""
-    found = re.search(r"\"cost_estimate\":\{[^}]*\"flops\":\"?(\d+)", call.text)
-    return float(found.group(1)) if found else 0.0
-
-
 def _kernel_flops(planned: Planned, program: Program, call: Instruction) -> float:
     """Of what its author says, what the data that is assumed takes."""
     operands = program.computations[call.computation].inputs(call)
     met = min((_share_read(planned, call, operand) for operand in operands), default=1.0)
-    return planned.attention * met * stated_flops(call)
+    return planned.attention * met * (stated_flops(call) or 0.0)
 
 
 def _share_read(planned: Planned, call: Instruction, operand: Shape) -> float:

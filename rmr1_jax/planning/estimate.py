@@ -14,7 +14,7 @@ from rmr1_jax.planning.collectives import Collective, collectives_of
 from rmr1_jax.planning.hlo import Instruction, Program
 from rmr1_jax.planning.traffic import HbmTraffic, Reads
 from rmr1_jax.planning.walk import Branches, Loop, Step, Trips, walk
-from rmr1_jax.planning.work import Costs, is_marker, kernel_name
+from rmr1_jax.planning.work import Costs, is_marker, kernel_name, stated_flops
 
 # FLOPs of one execution of a kernel, by (the beginning of) its name, or from its instruction.
 Kernels = Mapping[str, float] | Callable[[Instruction], float | None]
@@ -122,6 +122,12 @@ def estimate(
     return pricer.result()
 
 
+def _of_kernel(table: Mapping[str, float], name: str) -> float | None:
+    """What a table says of a kernel by the beginning of its name; of several, the longest."""
+    fitting = [begin for begin in table if name.startswith(begin)]
+    return table[max(fitting, key=len)] if fitting else None
+
+
 class _Pricer:
     def __init__(
         self,
@@ -195,9 +201,7 @@ class _Pricer:
     def _efficiency(self, instruction: Instruction) -> float:
         if isinstance(self.kernel_efficiency, float):
             return self.kernel_efficiency
-        name = kernel_name(instruction)
-        shares = (s for begin, s in self.kernel_efficiency.items() if name.startswith(begin))
-        return next(shares, KERNEL_EFFICIENCY)
+        return _of_kernel(self.kernel_efficiency, kernel_name(instruction)) or KERNEL_EFFICIENCY
 
     def _kernel(self, instruction: Instruction) -> float:
         name = kernel_name(instruction)
@@ -205,11 +209,9 @@ class _Pricer:
         if callable(self.kernels):
             flops = self.kernels(instruction)
         elif self.kernels:
-            fitting = [begin for begin in self.kernels if name.startswith(begin)]
-            flops = self.kernels[max(fitting, key=len)] if fitting else None
+            flops = _of_kernel(self.kernels, name)
         if flops is None:
-            stated = re.search(r"\"cost_estimate\":\{[^}]*\"flops\":\"?(\d+)", instruction.text)
-            flops = float(stated.group(1)) if stated else None
+            flops = stated_flops(instruction)
         if flops is None:
             self.unpriced[name] = None
         return flops or 0.0

@@ -1,7 +1,9 @@
 """A recipe on chips that are not here: what compiles, what fits, how long it may take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from rmr1_jax.config import GrpoConfig, PlanConfig, SftConfig
 from rmr1_jax.config.plan import PUBLISHED_PAIRS, PUBLISHED_TRACES
@@ -14,6 +16,7 @@ from rmr1_jax.planning.compiled import Compiled, compile_ahead
 from rmr1_jax.planning.programs import Lengths, programs_of
 from rmr1_jax.planning.topology import Topology, devices_of
 from rmr1_jax.training.placement import make_placement
+from rmr1_jax.training.rollout import ACCELERATOR_SLOTS
 
 Recipe = SftConfig | GrpoConfig
 
@@ -75,12 +78,16 @@ class Planner:
     lora: Lora | None
     on_program: Callable[[str], None] = lambda name: None
 
+    @cached_property
+    def devices(self) -> list[Any]:
+        return devices_of(self.topology)
+
     def plan(self, recipe: Recipe, *, until_too_big: bool = False) -> Plan:
         """Compile and read all programs. Raises UserError for a mesh that nothing fits.
 
         With `until_too_big` it ends at the first program that no chip holds.
         """
-        devices = devices_of(self.topology)
+        devices = self.devices
         placement = make_placement(
             self.model, recipe.mesh, split_sequence=recipe.split_sequence, devices=devices
         )
@@ -150,28 +157,26 @@ def smaller(recipe: Recipe) -> list[Recipe]:
     if recipe.micro_rows > 1:
         found.append(replace(recipe, micro_rows=1))
     if isinstance(recipe, GrpoConfig):
-        slots = recipe.rollout.slots or 256
+        slots = recipe.rollout.slots or ACCELERATOR_SLOTS
         found += [
             replace(recipe, rollout=replace(recipe.rollout, slots=slots // by)) for by in (2, 4)
         ]
     return found
 
 
-def propose(planner: Planner, recipe: Recipe) -> Plan | None:
-    """The first variant that fits, compiled; None where none does."""
-    for each in (*smaller(recipe), *variants(recipe, planner.model, planner.topology)):
+def propose(planner: Planner, candidates: Sequence[Recipe]) -> Plan | None:
+    """The first that fits, compiled; None where none does."""
+    for each in candidates:
         tried = _tried(planner, each)
         if tried is not None and tried.fits:
             return tried
     return None
 
 
-def search(planner: Planner, recipe: Recipe) -> list[Plan]:
-    """All variants that fit, the fastest first."""
-    tried = (
-        _tried(planner, each)
-        for each in (recipe, *variants(recipe, planner.model, planner.topology))
-    )
+def search(planner: Planner, first: Plan) -> list[Plan]:
+    """Of a plan and all variants of its recipe those that fit, the fastest first."""
+    others = variants(first.recipe, planner.model, planner.topology)
+    tried = [first, *(_tried(planner, each) for each in others)]
     return sorted(
         (plan for plan in tried if plan is not None and plan.fits),
         key=lambda plan: plan.step_seconds,

@@ -39,6 +39,7 @@ from rmr1_jax.training.passes import (
 )
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.resharding import decoding_mesh, decoding_shardings, make_reshard
+from rmr1_jax.training.rollout import ACCELERATOR_SLOTS
 
 Tree = Any
 BLOCK = 512  # positions a block of the attention kernels, of which none is computed in part
@@ -129,10 +130,7 @@ def weights_of(
 
 def bytes_on_chip(tree: Tree) -> int:
     """What a chip holds of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
+    return sum(_elements_on_chip(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _elements_on_chip(leaf: Any) -> int:
@@ -272,7 +270,7 @@ def _rollout(
     weights = jax.eval_shape(make_reshard(model, placement, dtype), whole)
     weights = _placed(weights, decoding_shardings(model, placement))
     programs = Programs(model, weights, G, decoding_mesh(placement))
-    slots = -(-(config.rollout.slots or 256) // programs.groups)
+    slots = -(-(config.rollout.slots or ACCELERATOR_SLOTS) // programs.groups)
     prompts = -(-config.batch_size // programs.groups)
     sizes: dict[str, Any] = {
         "entries": queue_entries(slots, G),

@@ -33,7 +33,7 @@ _COMPILER_ALONE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-EXAMPLE = "v5p:4x4x4, v5e-16 or h200:8"
+EXAMPLE = "v5p:4x4x4, v5e-16 or v5e:4x4*2"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Topology:
 
 def parse_topology(text: str) -> Topology:
     """The chips that `v5p:4x4x4`, `v5e-16`, `v5p-128` (TensorCores, as the cloud names it),
-    `v5e:4x4*2` (two slices) or `h200:8` mean. Raises UserError."""
+    `v5e:4x4*2` (two slices) or `h200:8` mean. GPUs are read, and refused by `devices_of`. Raises
+    UserError."""
     body, star, slices = text.strip().lower().partition("*")
     if star and not re.fullmatch(r"[1-9][0-9]{0,3}", slices):
         raise _unreadable(text, f"{slices!r} is no number of slices")
@@ -95,26 +96,19 @@ def devices_of(topology: Topology) -> list[Any]:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
+    if not topology.is_tpu:
+        raise UserError(f"{topology.name}: GPUs cannot be planned for yet")
+    extra = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        if topology.is_tpu:
-            extra = {"num_slices": topology.slices} if topology.slices > 1 else {}
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{topology.chip}:{topology.shape}", **extra
-            )
-        else:
-            found = _gpus(topology)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{topology.name}: {_why(error, topology)}") from error
-    except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"{topology.name}: {_why(error, topology)}") from error
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{topology.chip}:{topology.shape}", **extra
+        )
+    except (ImportError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(f"{topology.name}: {_why(error)}") from error
     return list(found.devices)
 
 
-def _gpus(topology: Topology) -> Any:
-    raise UserError(f"{topology.name}: GPUs cannot be planned for yet")
-
-
-def _why(error: Exception, topology: Topology) -> str:
+def _why(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "libtpu" in text.lower() or isinstance(error, ImportError):
         return f"the TPU compiler is not installed ({text}); pip install libtpu"

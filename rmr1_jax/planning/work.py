@@ -109,6 +109,12 @@ def kernel_name(instruction: Instruction) -> str:
     return re.sub(r"(?:\.\d+|\.clone|\.sunk)+$", "", instruction.name)
 
 
+def stated_flops(call: Instruction) -> float | None:
+    """FLOPs of one execution of a kernel, where its author says them."""
+    found = re.search(r"\"cost_estimate\":\{[^}]*\"flops\":\"?(\d+)", call.text)
+    return float(found.group(1)) if found else None
+
+
 def custom_calls(program: Program, trips: Trips = None) -> list[CustomCall]:
     """Every kernel that is executed (Pallas, cuDNN, ...), with the shapes of its arrays."""
     return [

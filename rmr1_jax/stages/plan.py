@@ -14,7 +14,16 @@ from rmr1_jax.models.checkpoint import load_config
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.tensors import count_parameters
 from rmr1_jax.models.zoo import known_config
-from rmr1_jax.planning.plan import Plan, Planner, Recipe, placement_name, propose, search
+from rmr1_jax.planning.plan import (
+    Plan,
+    Planner,
+    Recipe,
+    placement_name,
+    propose,
+    search,
+    smaller,
+    variants,
+)
 from rmr1_jax.planning.report import ranking, sentences, table, to_json
 from rmr1_jax.planning.topology import parse_topology
 from rmr1_jax.stages.self_made import grpo_defaults, self_made_model
@@ -46,10 +55,12 @@ def run(config: PlanConfig) -> int:
 
         planner = Planner(config, model, topology, lora_of(recipe), on_program)
         plan = planner.plan(recipe)
-        others = search(planner, recipe) if config.search else []
+        others = search(planner, plan) if config.search else []
         proposed = None
         if not plan.fits:
-            proposed = others[0] if config.search and others else propose(planner, recipe)
+            # A search has tried the variants.
+            ways = [] if config.search else variants(recipe, model, topology)
+            proposed = others[0] if others else propose(planner, [*smaller(recipe), *ways])
     show(console, plan, config.price)
     if config.search:
         console.print("\nWhat fits, the fastest first:")

@@ -37,7 +37,7 @@ from rmr1_jax.training.passes import grpo_objective, logprob_pass, longest_row
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.progress import TrainingProgress
 from rmr1_jax.training.rewards import RewardFunction, Sampled, length_penalty, score_shared
-from rmr1_jax.training.rollout import Rollout
+from rmr1_jax.training.rollout import ACCELERATOR_SLOTS, CPU_SLOTS, Rollout
 from rmr1_jax.training.samples import SampleLog, TraceRecord
 from rmr1_jax.training.step import Metrics, TrainState
 from rmr1_jax.training.validation import VerdictCheck
@@ -102,7 +102,7 @@ class Grpo:
             placement,
             dtype=dtype,
             group_size=config.rollout.samples,
-            slots=config.rollout.slots or (64 if on_cpu else 256),
+            slots=config.rollout.slots or (CPU_SLOTS if on_cpu else ACCELERATOR_SLOTS),
             max_new_tokens=config.rollout.max_response,
             stop_ids=stop_ids,
             temperature=config.rollout.temperature,

@@ -14,6 +14,8 @@ from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.resharding import decoding_mesh, make_reshard
 
+CPU_SLOTS, ACCELERATOR_SLOTS = 64, 256  # where a configuration leaves them to the machine
+
 
 class Rollout:
     """Samples a group for each prompt of a step: `reshard`, then `sample` as often as wanted.
