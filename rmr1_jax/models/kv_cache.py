@@ -53,16 +53,6 @@ def write(
     )
 
 
-def write_row(cache: LayerCache, first: LayerCache, row: Int[Array, ""]) -> LayerCache:
-    """Write the one row of `first` into the first columns of a row."""
-    return LayerCache(
-        *(
-            jax.lax.dynamic_update_slice(x, y, (row, 0, 0, 0))
-            for x, y in zip(cache, first, strict=True)
-        )
-    )
-
-
 def read_row(cache: LayerCache, row: Int[Array, ""]) -> LayerCache:
     """One row as a batch of one."""
     return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in cache))

@@ -84,7 +84,10 @@ def attention(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention in fp32, in the dtype of `query`. Each query needs an unmasked key."""
+    """Softmax attention in fp32, in the dtype of `query`. Each query needs an unmasked key.
+
+    The plain reference of packed, grouped and decoding attention.
+    """
     return merge(partial_attention(query, key, value, mask)).astype(query.dtype)
 
 

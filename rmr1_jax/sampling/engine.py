@@ -19,11 +19,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.kv_cache import LayerCache, write, write_row
+from rmr1_jax.models.kv_cache import LayerCache, write
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.ops.attention import PartialAttention, merge
 from rmr1_jax.ops.decode_attention import Attend, DecodeAttention, Live, masked
-from rmr1_jax.sampling.prefill import Decoder, prefill
+from rmr1_jax.sampling.prefill import Decoder, Prefix, prefill
 from rmr1_jax.sampling.sampler import Sampled, SamplingParams, is_stop, request_uniform, sample
 from rmr1_jax.sampling.state import (
     IDLE,
@@ -158,18 +158,13 @@ def _prefill_next(model: Decoder, state: EngineState) -> EngineState:
     requests, counters = state.requests, state.counters
     entry = jnp.argmin(requests.ticket).astype(jnp.int32)
     lane = jnp.argmax(_free_lanes(state)).astype(jnp.int32)
-    prompts = state.prompts
-    if state.prefix:  # what of it the prompt does not begin with is written over, or masked
-        prompts = tuple(
-            write_row(*layers, lane) for layers in zip(prompts, state.prefix, strict=True)
-        )
     prompts, computed = prefill(
         model,
         requests.tokens[entry],
-        requests.shared[entry],
         requests.length[entry] - 1,
-        prompts,
+        state.prompts,
         lane,
+        Prefix(state.prefix, requests.shared[entry][None]),
     )
     return replace(
         state,
@@ -217,7 +212,8 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
     slots, requests, cursor = state.slots, state.requests, state.cursor[0]
     live = slots.request >= 0
     lane_length = requests.length[state.lanes.entry] - 1
-    positions = lane_length[slots.lane] + slots.written
+    prefix = Prefix(state.prefix, requests.shared[state.lanes.entry[slots.lane]])
+    positions = prefix.shared + lane_length[slots.lane] + slots.written
     ask_response = attention(
         Live(jnp.full_like(slots.written, cursor), jnp.where(live, slots.written + 1, 0)),
         state.columns,
@@ -231,8 +227,8 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
     def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
         responses[layer] = write(responses[layer], key, value, 0, cursor)
         own = ask_response(query, *responses[layer])
-        shared = _ask_prompts(state, query, state.prompts[layer], ask_prompt)
-        return merge(own, shared).astype(query.dtype)
+        prompt = _ask_prompts(state, query, state.prompts[layer], ask_prompt)
+        return merge(own, prompt, *prefix.ask(layer, query)).astype(query.dtype)
 
     hidden = model.blocks_over(slots.token[:, None], positions[:, None], attend)
     logits = model.logits(model.final_norm(hidden))[:, 0]

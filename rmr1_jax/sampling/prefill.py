@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from rmr1_jax.models.transformer import (
     rope_angles,
     with_params,
 )
-from rmr1_jax.ops.attention import attention
+from rmr1_jax.ops.attention import PartialAttention, merge, partial_attention
 from rmr1_jax.sampling.state import Counters
 
 PREFILL_CHUNK = 256
@@ -54,33 +55,57 @@ class Decoder:
         return x
 
 
+class Prefix(NamedTuple):
+    """What many prompts begin with, and how many tokens of it each of B queries has before it.
+
+    Its KV is one row, read once for all queries, however many prompts they belong to.
+    """
+
+    cache: KVCache
+    shared: Int[Array, "B"]
+
+    def ask(self, layer: int, query: Float[Array, "B T N H"]) -> list[PartialAttention]:
+        """Attention of the queries to it: one part, or none where there is no prefix."""
+        if not self.cache:
+            return []
+        B, T = query.shape[:2]
+        columns = jnp.arange(self.cache[layer].columns)
+        mask = columns < jnp.repeat(self.shared, T)[:, None]
+        # The queries of all rows as those of one.
+        part = partial_attention(
+            query.reshape(1, B * T, *query.shape[2:]), *self.cache[layer], mask[None]
+        )
+        return [PartialAttention(*(x.reshape(B, T, *x.shape[2:]) for x in part))]
+
+
 def prefill(
     model: Decoder,
     tokens: Int[Array, "P"],
-    start: Int[Array, ""] | int,
-    end: Int[Array, ""],
+    length: Int[Array, ""],
     cache: KVCache,
     row: Int[Array, ""],
+    prefix: Prefix,
 ) -> tuple[KVCache, Int[Array, ""]]:
-    """The KV of `tokens[start:end]`, in a row that holds what is before; how many were computed."""
+    """The KV of `tokens[:length]`, which follow the prefix, in a row; how many were computed."""
     width = len(tokens)
     chunk = min(PREFILL_CHUNK, width)
-    chunks = (end - start + chunk - 1) // chunk
+    chunks = (length + chunk - 1) // chunk
     columns = jnp.arange(width)
 
     def prefill_chunk(index: Int[Array, ""], cache: KVCache) -> KVCache:
         # The last chunk is moved back where it would pass the end: some tokens are done again.
-        first = jnp.minimum(start + index * chunk, width - chunk)
+        first = jnp.minimum(index * chunk, width - chunk)
         positions = first + jnp.arange(chunk)
         mask = (columns[None, :] <= positions[:, None])[None]
         written = list(cache)
 
         def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
             written[layer] = write(written[layer], key, value, row, first)
-            return attention(query, *read_row(written[layer], row), mask)
+            own = partial_attention(query, *read_row(written[layer], row), mask)
+            return merge(own, *prefix.ask(layer, query)).astype(query.dtype)
 
         some = jax.lax.dynamic_slice(tokens, (first,), (chunk,))
-        model.blocks_over(some[None], positions[None], attend)
+        model.blocks_over(some[None], prefix.shared[:, None] + positions, attend)
         return tuple(written)
 
     return jax.lax.fori_loop(0, chunks, prefill_chunk, cache), chunks * chunk
@@ -104,5 +129,6 @@ def prefill_prefix(
     """
     model = Decoder(config, weights)
     empty = empty_cache(config, 1, len(tokens), weights["embed"]["embedding"].dtype)
-    prefix, computed = prefill(model, tokens, 0, length, empty, jnp.int32(0))
+    nothing = Prefix((), jnp.zeros(1, jnp.int32))
+    prefix, computed = prefill(model, tokens, length, empty, jnp.int32(0), nothing)
     return prefix, replace(counters, prefill_tokens=counters.prefill_tokens + computed)

@@ -59,6 +59,19 @@ def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
 
 
+class Entry(NamedTuple):
+    """A request that was taken in."""
+
+    position: int  # in the source
+    request: Request
+    shared: int
+    """Tokens that it takes from the prefix: never its last, which its slots begin with."""
+
+    @property
+    def rest(self) -> list[int]:
+        return self.request.tokens[self.shared :]
+
+
 class View(NamedTuple):
     """What the host decides by: a copy, the same in every process, of the state's small arrays."""
 
@@ -102,13 +115,16 @@ class Queue:
         self.programs, self.max_new_tokens, self.prefix = programs, max_new_tokens, tuple(prefix)
         G, groups = programs.group_size, programs.groups
         entries = queue_entries(slots, G)
-        self.source = iter(enumerate(requests))
+        self.source = (
+            Entry(position, request, common_length(request.tokens[:-1], self.prefix))
+            for position, request in enumerate(requests)
+        )
         self.ahead = list(itertools.islice(self.source, entries * groups))
         self.exhausted = len(self.ahead) < entries * groups
-        self.entries: list[tuple[int, Request] | None] = []
+        self.entries: list[Entry | None] = []
         self.tickets = itertools.count()
         if self.ahead:
-            width = self._width_for(request for _, request in self.ahead)
+            width = _width_for(self.ahead)
             prompts = -(-len(self.ahead) // groups)
             self.entries = [None] * (entries * groups)
             self.state = programs.new_state(
@@ -138,10 +154,7 @@ class Queue:
 
     def smallest_width(self) -> int:
         """That holds the prompts of all entries."""
-        return self._width_for(entry[1] for entry in self.entries if entry)
-
-    def _width_for(self, requests: Iterable[Request]) -> int:
-        return prompt_width(max(len(self.prefix), *(len(r.tokens) for r in requests), 1))
+        return _width_for(entry for entry in self.entries if entry)
 
     def refill(self) -> bool:
         """Put requests into free entries; False when there is nothing left to do."""
@@ -154,26 +167,26 @@ class Queue:
             self._write(arrivals)
         return any(self.entries)
 
-    def _next(self, most: int) -> list[tuple[int, Request]]:
+    def _next(self, most: int) -> list[Entry]:
         taken, self.ahead = self.ahead[:most], self.ahead[most:]
         more = list(itertools.islice(self.source, most - len(taken)))
         if len(taken) + len(more) < most:
             self.exhausted = True
         return taken + more
 
-    def _write(self, arrivals: list[tuple[int, tuple[int, Request]]]) -> None:
-        width = self._width_for(request for _, (_, request) in arrivals)
+    def _write(self, arrivals: list[tuple[int, Entry]]) -> None:
+        width = _width_for(entry for _, entry in arrivals)
         if width > self.width:
             self.state = self.programs.resize(self.state, self.state.columns, width)
         view, G = self.view, self.programs.group_size
         table = replace(self.table, ticket=view.ticket, tokens=self._fitted(self.table.tokens))
-        for slot, (position, request) in arrivals:
-            self._check(position, request)
-            self.entries[slot] = (position, request)
+        for slot, entry in arrivals:
+            request, rest = entry.request, entry.rest
+            self._check(entry.position, request)
+            self.entries[slot] = entry
             table.tokens[slot] = 0
-            table.tokens[slot, : len(request.tokens)] = request.tokens
-            table.length[slot] = len(request.tokens)
-            table.shared[slot] = common_length(request.tokens[:-1], self.prefix)
+            table.tokens[slot, : len(rest)] = rest
+            table.length[slot], table.shared[slot] = len(rest), entry.shared
             table.ticket[slot] = next(self.tickets)
             table.stop_ids[slot] = -1
             table.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
@@ -226,7 +239,7 @@ class Queue:
         G = self.programs.group_size
         done = (self.view.finished.reshape(-1, G) != Outputs.RUNNING).all(-1)
         taken = [
-            (slot, entry[0])
+            (slot, entry.position)
             for slot, entry in enumerate(self.entries)
             if entry is not None and done[slot]
         ]
@@ -253,3 +266,8 @@ class Queue:
                 margins=margins[:length].copy(),
                 finish_reason=FINISH_REASONS[int(self.view.finished[row])],
             )
+
+
+def _width_for(entries: Iterable[Entry]) -> int:
+    """That holds what these prompts do not take from the prefix."""
+    return prompt_width(max((len(entry.rest) for entry in entries), default=1))

@@ -24,15 +24,17 @@ NOT_WAITING = jnp.iinfo(jnp.int32).max
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Requests:
-    """The queue: Q entries, each one prompt of at most P tokens that wants G samples.
+    """The queue: Q entries, each one prompt that wants G samples.
 
-    Everything here is traced: new lengths, sampling parameters or stop ids never recompile.
+    A prompt begins with `shared` tokens of the state's prefix; the rest, P tokens at the most and
+    one at the least, is `tokens`. Everything here is traced: new lengths, sampling parameters or
+    stop ids never recompile.
     """
 
     ticket: Int[Array, "Q"]  # entries are admitted in this order; else NOT_WAITING
     tokens: Int[Array, "Q P"]
-    length: Int[Array, "Q"]
-    shared: Int[Array, "Q"]  # this many of the first tokens have their KV in the state's prefix
+    length: Int[Array, "Q"]  # of `tokens`
+    shared: Int[Array, "Q"]
     max_new_tokens: Int[Array, "Q"]
     stop_ids: Int[Array, "Q E"]  # padded with -1
     versus: Int[Array, "Q 2"]  # two tokens whose logits are compared at every step
@@ -126,7 +128,7 @@ class EngineState:
     cursor: Int[Array, "1"]  # next column of the ring
     prompts: KVCache  # lanes x P columns
     responses: KVCache  # slots x C columns, a ring
-    prefix: KVCache = ()  # 1 x W <= P columns: how many prompts begin, computed once; or nothing
+    prefix: KVCache = ()  # 1 x W columns: what prompts begin with, computed once; or nothing
 
     @property
     def columns(self) -> int:
@@ -186,7 +188,7 @@ def resize(state: EngineState, *, columns: int, width: int | None = None) -> Eng
     """The same state with another ring, and prompts of another width.
 
     Both must hold what is live: `columns` the longest response so far, `width` the longest prompt
-    and the prefix.
+    without what it shares.
     """
     everyone = jnp.arange(state.slots.request.shape[0])
     responses, cursor = resize_ring(state.responses, state.cursor[0], columns, everyone)
