@@ -22,7 +22,8 @@ class PlanConfig:
     fit. Every option of the recipe's own stage may be given, too."""
 
     topology: str = "v5e:1x1"
-    """The TPU chips: v5p:4x4x4, v5e-16 or v5e:4x4*2 (two slices)."""
+    """The TPU chips, v5p:4x4x4, v5e-16 or v5e:4x4*2 (two slices), or the GPUs, h200:8 (h100 and
+    b200 are known, too)."""
     output: str = ""
     """A directory for plan.json. Empty: plans/RECIPE-TOPOLOGY."""
     search: bool = False

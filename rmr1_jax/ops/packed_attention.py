@@ -168,11 +168,18 @@ def _on_platform[R](
     T = inputs.key.shape[2]
     if block is not None or T <= CPU_BLOCK:
         return function(min(T, block or T), inputs, *others)
-    fitting = range(CPU_BLOCK, ACCELERATOR_BLOCK + 1, CPU_BLOCK)
-    large = max(size for size in fitting if T % size == 0)
     return jax.lax.platform_dependent(
-        inputs, *others, cpu=partial(function, CPU_BLOCK), default=partial(function, large)
+        inputs,
+        *others,
+        cpu=partial(function, CPU_BLOCK),
+        default=partial(function, accelerator_block(T)),
     )
+
+
+def accelerator_block(positions: int) -> int:
+    """The block size on accelerators, of rows that were padded to a multiple of `CPU_BLOCK`."""
+    fitting = range(CPU_BLOCK, ACCELERATOR_BLOCK + 1, CPU_BLOCK)
+    return max(size for size in fitting if positions % size == 0)
 
 
 def _forward_blocks(block: int, inputs: _Inputs) -> tuple[Array, Array]:

@@ -136,11 +136,14 @@ def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep |
     )
 
 
-def _kernel_flops(planned: Planned, program: Program, call: Instruction) -> float:
-    """Of what its author says, what the data that is assumed takes."""
+def _kernel_flops(planned: Planned, program: Program, call: Instruction) -> float | None:
+    """Of what its author says, what the data that is assumed takes; None where he says nothing."""
+    stated = stated_flops(call)
+    if stated is None:
+        return None
     operands = program.computations[call.computation].inputs(call)
     met = min((_share_read(planned, call, operand) for operand in operands), default=1.0)
-    return planned.attention * met * (stated_flops(call) or 0.0)
+    return planned.attention * met * stated
 
 
 def _share_read(planned: Planned, call: Instruction, operand: Shape) -> float:

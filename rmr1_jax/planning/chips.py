@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rmr1_jax.planning.gpu_targets import TARGETS
 from rmr1_jax.training.flops import PEAK
 
 GIB = 2**30
@@ -25,7 +26,9 @@ class Chip:
     slow_bandwidth: float
     """Bytes a second each way between slices of TPUs or hosts of GPUs, a device's share."""
     clock: float | None = None
-    """Cycles a second of the compiler's estimates; None where it makes none."""
+    """Cycles a second of the compiler's estimates; None where it makes none (GPUs)."""
+    launch: float = 0.0
+    """Seconds that a kernel takes at the least, where the host starts one after the other."""
     parts: int = 1
     """Devices that share what PEAK says."""
 
@@ -34,6 +37,25 @@ class Chip:
         """bf16 FLOP/s."""
         return PEAK[self.kind] / self.parts
 
+    @property
+    def is_gpu(self) -> bool:
+        return self.name in TARGETS
+
+
+# Of a GPU's memory what a run can be given (XLA_PYTHON_CLIENT_MEM_FRACTION): CUDA and NCCL take
+# some, too. Without being told so JAX takes less.
+GPU_SHARE, GPU_SHARE_BY_ITSELF = 0.95, 0.75
+# A short kernel takes 2 to 4 microseconds, most of which is its launch (developer.nvidia.com/blog/
+# cuda-graphs).
+_LAUNCH = 2e-6
+
+
+def _gpu(name: str, nvlink: float) -> Chip:
+    """With NVLink's bytes a second each way, and between hosts a port of 400 Gb/s."""
+    gpu = TARGETS[name]
+    hbm = GPU_SHARE * gpu.memory
+    return Chip(name, gpu.name, gpu.bandwidth, hbm, 1, nvlink, 5e10, launch=_LAUNCH)
+
 
 # Sources. HBM and links: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, whose "bidirectional
 # inter-chip bandwidth" of a chip (400 GB/s v5e, 1,200 v5p, 800 v6e; 2,400 Gb/s one way v4) is that
@@ -41,7 +63,7 @@ class Chip:
 # 4.5e10 or 9e10 a link and way). Between slices: the same pages and book (6.4 Tb/s for 256 v5e,
 # 50 Gb/s a v5p; a v4 chip is taken for a v5e). HBM that a program may use: from the compiler, which
 # names the limit when a program is too large; clocks: its cycles beside its microseconds. GPUs:
-# NVIDIA's data sheets; NVLink each way, and between hosts one 400 Gb/s port a GPU.
+# NVIDIA's data sheets; NVLink each way.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -49,8 +71,8 @@ CHIPS = {
         Chip("v5e", "TPU v5e", 8.2e11, 15.75 * GIB, 4, 4.5e10, 3.1e9, 1.5e9),
         Chip("v5p", "TPU v5p", 2.765e12, 95.73 * GIB, 6, 9e10, 6.25e9, 1.75e9),
         Chip("v6e", "TPU v6e", 1.64e12, 31.24 * GIB, 4, 9e10, 12.5e9, 1.75e9),
-        Chip("h100", "NVIDIA H100", 3.35e12, 79.6 * GIB, 1, 4.5e11, 5e10),
-        Chip("h200", "NVIDIA H200", 4.8e12, 140.4 * GIB, 1, 4.5e11, 5e10),
-        Chip("b200", "NVIDIA B200", 8e12, 179.0 * GIB, 1, 9e11, 5e10),
+        _gpu("h100", 4.5e11),
+        _gpu("h200", 4.5e11),
+        _gpu("b200", 9e11),
     )
 }

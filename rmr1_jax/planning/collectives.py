@@ -55,14 +55,14 @@ def collectives_of(program: Program, step: Step) -> Iterator[Collective]:
     opcode = instruction.opcode
     if opcode in COLLECTIVES:
         yield from _collective(step, instruction, step.computation, opcode, False)
+    elif opcode.removesuffix("-start") in COLLECTIVES:  # what it calls, if anything, is its sum
+        kind = opcode.removesuffix("-start")
+        yield from _collective(step, instruction, step.computation, kind, True)
     elif opcode.endswith("-start") and instruction.callee:
         for inner in program.called(instruction):
             if inner.opcode in COLLECTIVES:
                 where = program.called(instruction)
                 yield from _collective(step, inner, where, inner.opcode, True)
-    elif opcode.removesuffix("-start") in COLLECTIVES:
-        kind = opcode.removesuffix("-start")
-        yield from _collective(step, instruction, step.computation, kind, True)
     elif opcode == "fusion":
         yield from _fused(program, step)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
+from rmr1_jax.errors import UserError
 from rmr1_jax.planning.programs import Planned
 
 # "... required for HLO temporaries (16.43G) exceeds available HBM (15.75G)" and its variants.
@@ -65,13 +66,19 @@ class Compiled:
 def compile_ahead(planned: Planned) -> Compiled:
     """Compile for the devices of the program's shardings, which need not be here.
 
-    Too little memory is a result, not an error; every other failure of the compiler is raised.
+    Too little memory is a result, not an error; every other failure of the compiler is raised, as
+    a UserError where it lacks a part.
     """
     start = time.perf_counter()
     try:
         with _not_cached():
             program = planned.lower().compile()
     except jax.errors.JaxRuntimeError as error:
+        if "ptxas" in str(error) or "libdevice" in str(error):
+            raise UserError(
+                "the GPU compiler lacks NVIDIA's assembler or mathematical functions; "
+                "pip install 'jax[cuda13]'"
+            ) from error
         too_big = _too_big(str(error))
         if too_big is None:
             raise

@@ -14,7 +14,14 @@ from rmr1_jax.planning.collectives import Collective, collectives_of
 from rmr1_jax.planning.hlo import Instruction, Program
 from rmr1_jax.planning.traffic import HbmTraffic, Reads
 from rmr1_jax.planning.walk import Branches, Loop, Step, Trips, walk
-from rmr1_jax.planning.work import Costs, is_marker, kernel_name, stated_flops
+from rmr1_jax.planning.work import (
+    GPU_PASSES,
+    TPU_PASSES,
+    Costs,
+    is_marker,
+    kernel_name,
+    stated_flops,
+)
 
 # FLOPs of one execution of a kernel, by (the beginning of) its name, or from its instruction.
 Kernels = Mapping[str, float] | Callable[[Instruction], float | None]
@@ -29,6 +36,10 @@ ERROR = (
     "Within about 35 % for a whole step, less for comparing variants of one program; never "
     "measured on the hardware."
 )
+GPU_ERROR = (
+    "On GPUs they are rooflines, and likely too short: kernels reach less than the peak, and their "
+    "compiler says nothing of times; never measured on the hardware."
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,9 @@ class Estimate:
     """Asynchronous collectives and transfers to VMEM hidden behind work as far as there is any."""
     seconds_without_overlap: float
     """Everything after everything else."""
-    compiler_seconds: float
-    """As `seconds`, by the compiler's cycles wherever it gives some: a second opinion."""
+    compiler_seconds: float | None
+    """As `seconds`, by the compiler's cycles wherever it gives some: a second opinion. None where
+    the compiler never does."""
     roofline_seconds: float
     """As `seconds`, at full peak and bandwidth: these instructions cannot be faster."""
     matmul_seconds: float
@@ -60,7 +72,7 @@ class Estimate:
     unpriced: tuple[str, ...]
     """Kernels whose FLOPs nobody gave: they are priced by their bytes alone."""
     method: str
-    error: str = ERROR
+    error: str
 
 
 @dataclass
@@ -122,6 +134,11 @@ def estimate(
     return pricer.result()
 
 
+def error_of(chip: Chip) -> str:
+    """How far estimates for a chip may be off."""
+    return GPU_ERROR if chip.is_gpu else ERROR
+
+
 def _of_kernel(table: Mapping[str, float], name: str) -> float | None:
     """What a table says of a kernel by the beginning of its name; of several, the longest."""
     fitting = [begin for begin in table if name.startswith(begin)]
@@ -140,7 +157,8 @@ class _Pricer:
     ):
         self.program, self.chip, self.kernels = program, chip, kernels
         self.kernel_efficiency, self.devices_per_slice = kernel_efficiency, devices_per_slice
-        self.costs, self.memory = Costs(program), HbmTraffic(program, reads)
+        self.costs = Costs(program, GPU_PASSES if chip.is_gpu else TPU_PASSES)
+        self.memory = HbmTraffic(program, reads)
         self.nests: dict[tuple[Loop, ...], _Nest] = defaultdict(_Nest)
         self.flops = self.read = self.written = self.sent = self.collectives = 0.0
         self.unpriced: dict[str, None] = {}
@@ -162,7 +180,8 @@ class _Pricer:
                 nest.hidden += seconds
             else:
                 nest.exposed += seconds
-        if instruction.opcode.endswith("-start"):
+        # The fusions that a GPU starts beside others share its memory and its units with them.
+        if instruction.opcode.endswith("-start") and instruction.opcode != "fusion-start":
             nest.prefetch += times * fastest / BANDWIDTH_EFFICIENCY
             return
         if found and instruction.opcode != "fusion":
@@ -186,6 +205,8 @@ class _Pricer:
         if compiler is not None:
             reads = fastest_memory > 0 and not flops
             expected = max(expected, compiler / SLOW_READS if reads else compiler)
+        if expected:
+            expected = max(expected, self.chip.launch)
         nest.roofline += times * roofline
         nest.work += times * expected
         nest.compiler += times * (expected if compiler is None else compiler)
@@ -249,7 +270,7 @@ class _Pricer:
         return Estimate(
             seconds=total("work", 1.0),
             seconds_without_overlap=apart,
-            compiler_seconds=total("compiler", 1.0),
+            compiler_seconds=total("compiler", 1.0) if self.chip.clock else None,
             roofline_seconds=total("roofline", BANDWIDTH_EFFICIENCY),
             matmul_seconds=sum(nest.matmul for nest in self.nests.values()),
             collective_seconds=self.collectives,
@@ -261,6 +282,7 @@ class _Pricer:
             by_loop={loops: nest.own() for loops, nest in self.nests.items()},
             unpriced=tuple(self.unpriced),
             method=self._method(),
+            error=error_of(self.chip),
         )
 
     def _roots(self) -> list[_Nest]:
@@ -280,6 +302,8 @@ class _Pricer:
             if chip.clock
             else ""
         )
+        if chip.launch:
+            cycles = f"no kernel shorter than {chip.launch * 1e6:g} microseconds; "
         return (
             f"Each instruction of the compiled program, times its loops: the longer of matrix "
             f"products at {chip.peak / 1e12:g} TFLOP/s and HBM bytes at {BANDWIDTH_EFFICIENCY:.0%} "

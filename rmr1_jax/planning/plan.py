@@ -104,7 +104,8 @@ class Planner:
             dtype=recipe.dtype or "bfloat16",
         )
         lines: list[Line] = []
-        within = len(devices) // self.topology.slices if self.topology.slices > 1 else None
+        parts = self.topology.chips // self.topology.part
+        within = len(devices) // parts if parts > 1 else None
         for each in planned:
             self.on_program(f"{each.name}, {placement_name(recipe)}")
             compiled = compile_ahead(each)

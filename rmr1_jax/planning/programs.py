@@ -22,8 +22,14 @@ from rmr1_jax.models.kv_cache import KVCache
 from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
 from rmr1_jax.models.lora import logical_axes as lora_axes
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
-from rmr1_jax.ops.cross_entropy import even_chunk
 from rmr1_jax.ops.decode_attention import block_width
+from rmr1_jax.planning.rounds import (
+    BLOCK,
+    blocks_met,
+    engine_loops,
+    loss_chunks,
+    training_loops,
+)
 from rmr1_jax.planning.walk import Loop
 from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.programs import Programs, prompt_width, ring_size
@@ -42,7 +48,6 @@ from rmr1_jax.training.resharding import decoding_mesh, decoding_shardings, make
 from rmr1_jax.training.rollout import ACCELERATOR_SLOTS
 
 Tree = Any
-BLOCK = 512  # positions a block of the attention kernels, of which none is computed in part
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def _sft(
     batch = _batch(Batch, (S, R, T), placement)
     per_step = np.full(config.batch_size, sequence)
     learnt = config.batch_size * min(lengths.response, sequence)
-    chunks = _loss_chunks(model, T, config.micro_rows, learnt / (S * R * T))
+    chunks = loss_chunks(model, T, config.micro_rows, learnt / (S * R * T))
     return (
         _start(learner, params),
         Planned(
@@ -166,7 +171,7 @@ def _sft(
             runs=1,
             useful_flops=training_flops(model, per_step, learnt, adapters_only=bool(base)),
             tokens=float(per_step.sum()),
-            trips=_training_loops(S, chunks),
+            trips=training_loops(S, chunks, blocks_met(T, T * (sequence + BLOCK))),
             attention=min((sequence + BLOCK) / T, 1.0),
         ),
     )
@@ -209,8 +214,10 @@ def _grpo(
     passes: dict[str, Any] = {
         "tokens": float(tokens),
         "useful_flops": once,
-        "trips": _training_loops(
-            S, _loss_chunks(model, T, config.micro_rows, learnt / (S * R * T))
+        "trips": training_loops(
+            S,
+            loss_chunks(model, T, config.micro_rows, learnt / (S * R * T)),
+            blocks_met(T, config.mini_batch * pairs / (S * R)),
         ),
         "attention": min(config.mini_batch * pairs / (S * R * T * T), 1.0),
     }
@@ -308,7 +315,7 @@ def _rollout(
                 np.full((config.batch_size, G), lengths.response),
             ),
             resident=beside,
-            trips=partial(_engine_loops, steps, prompts, -(-lengths.prompt // PREFILL_CHUNK)),
+            trips=partial(engine_loops, steps, prompts, -(-lengths.prompt // PREFILL_CHUNK)),
             decode=Decode(
                 steps,
                 ideal,
@@ -336,26 +343,6 @@ def _live_share(cache: KVCache, rows: int, length: float) -> dict[int, float]:
     # Of the first and the last block of a row, which it fills in part, one is in excess.
     read = rows * (length + block_width(columns) - 1)
     return {_elements_on_chip(cache[0].value): min(read / (of_rows * columns), 1.0)}
-
-
-def _training_loops(micro_batches: float, chunks: float) -> Callable[[Loop], float | None]:
-    """Outside, the micro-batches; within each, the chunks of positions that learn something."""
-    return lambda loop: micro_batches if loop.depth == 0 else chunks
-
-
-def _loss_chunks(model: ModelConfig, positions: int, rows: int, share: float) -> float:
-    """Chunks of the loss that hold something, where a share of the positions learns."""
-    chunk = even_chunk(positions, model.vocab_size, rows)
-    return max(math.ceil(min(share, 1.0) * positions / chunk), 1)
-
-
-def _engine_loops(steps: float, prompts: float, chunks: float, loop: Loop) -> float | None:
-    """Of one run that serves all: each prompt is prefilled in chunks, and then decoded."""
-    if loop.depth == 0:
-        return 1.0
-    if "/prefill/" in loop.op_name:
-        return prompts if loop.depth == 1 else chunks
-    return steps if loop.op_name.endswith("decode/while") else None
 
 
 def _start(learner: Learner, params: Params) -> Planned:

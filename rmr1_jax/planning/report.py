@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from rmr1_jax.planning.estimate import ERROR
+from rmr1_jax.planning.chips import GPU_SHARE, GPU_SHARE_BY_ITSELF
+from rmr1_jax.planning.estimate import error_of
 from rmr1_jax.planning.plan import Line, Plan, placement_name
 
 GIB = 2**30
@@ -46,7 +47,13 @@ def sentences(plan: Plan, price: float) -> list[str]:
             f"a step takes {plan.step_seconds:,.1f} s, the {plan.steps:,} of the run "
             f"{plan.hours:,.2f} hours or {plan.chip_hours:,.0f} chip-hours{cost}"
         )
-        said.append(f"estimates, from the compiled programs. {ERROR}")
+        said.append(f"estimates, from the compiled programs. {error_of(plan.chip)}")
+        by_itself = plan.chip.hbm / GPU_SHARE * GPU_SHARE_BY_ITSELF
+        if plan.chip.is_gpu and peak(plan) > by_itself:
+            said.append(
+                f"JAX takes {by_itself / GIB:.2f} GiB of a GPU by itself: start the run with "
+                f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}"
+            )
     return said
 
 
@@ -57,15 +64,19 @@ def ranking(plans: list[Plan]) -> Table:
     for name in ("seconds a step", "GiB a device", "MFU of updates"):
         shown.add_column(name, justify="right")
     for plan in plans:
-        peak = max(line.compiled.memory.peak for line in plan.lines if line.compiled.memory)
         update = next(line for line in plan.lines if line.name == "update")
         shown.add_row(
             placement_name(plan.recipe),
             f"{plan.step_seconds:,.1f}",
-            f"{peak / GIB:.2f}",
+            f"{peak(plan) / GIB:.2f}",
             _mfu(plan, update),
         )
     return shown
+
+
+def peak(plan: Plan) -> int:
+    """Bytes that the largest program takes of a device."""
+    return max(line.compiled.memory.peak for line in plan.lines if line.compiled.memory)
 
 
 def to_json(plan: Plan, price: float = 0.0) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def to_json(plan: Plan, price: float = 0.0) -> dict[str, Any]:
         "hours": plan.hours if plan.fits else None,
         "chip_hours": plan.chip_hours if plan.fits else None,
         "cost": plan.chip_hours * price if plan.fits and price else None,
-        "error": ERROR,
+        "error": error_of(plan.chip),
     }
 
 
@@ -111,6 +122,7 @@ def _program(plan: Plan, line: Line) -> dict[str, Any]:
         "compiler_seconds": estimate.compiler_seconds,
         "roofline_seconds": estimate.roofline_seconds,
         "method": estimate.method,
+        "unpriced": list(estimate.unpriced),
         "mfu": _utilisation(plan, line),
         "tokens_a_second_a_chip": _rate(plan, line),
         "collectives": {kind: vars(one) for kind, one in line.analysis.transfers.items()},

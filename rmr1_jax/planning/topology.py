@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.planning.gpu_targets import HOST, TARGETS
 
 # Generation -> TensorCores a chip, by which the names of some accelerator types count.
 TPUS = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1}
@@ -25,15 +26,17 @@ _CUBIC = {
     256: "4x8x8",
     512: "8x8x8",
 }
-GPUS = ("h100", "h200", "b200")
 # Another process may have the compiler too; no metadata server is asked, and none missed aloud.
 _COMPILER_ALONE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # Versions that JAX would ask a GPU's driver for, and there may be none.
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
-EXAMPLE = "v5p:4x4x4, v5e-16 or v5e:4x4*2"
+GPUS = tuple(TARGETS)
+EXAMPLE = "v5p:4x4x4, v5e-16, v5e:4x4*2 or h200:8"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ class Topology:
     def is_tpu(self) -> bool:
         return self.chip in TPUS
 
+    @property
+    def part(self) -> int:
+        """Chips of a slice, or GPUs of a host: what faster connections join."""
+        return self.chips // self.slices if self.is_tpu else min(self.chips, HOST)
+
 
 def parse_topology(text: str) -> Topology:
     """The chips that `v5p:4x4x4`, `v5e-16`, `v5p-128` (TensorCores, as the cloud names it),
-    `v5e:4x4*2` (two slices) or `h200:8` mean. GPUs are read, and refused by `devices_of`. Raises
-    UserError."""
+    `v5e:4x4*2` (two slices) or `h200:8` mean. Raises UserError."""
     body, star, slices = text.strip().lower().partition("*")
     if star and not re.fullmatch(r"[1-9][0-9]{0,3}", slices):
         raise _unreadable(text, f"{slices!r} is no number of slices")
@@ -66,8 +73,10 @@ def parse_topology(text: str) -> Topology:
         raise _unreadable(text, "it names no chip and shape")
     chip, size = _ALIASES.get(match[1], match[1]), match[2]
     if chip in GPUS:
-        if not size.isdecimal() or int(size) < 1:
-            raise _unreadable(text, f"{size!r} is no number of GPUs")
+        if star or not size.isdecimal() or int(size) < 1:
+            raise _unreadable(text, f"{size + star + slices!r} is no number of GPUs")
+        if int(size) > HOST and int(size) % HOST:
+            raise _unreadable(text, f"machines of {HOST} GPUs do not make {size}")
         return Topology(chip, size, 1, int(size))
     if chip not in TPUS:
         raise _unreadable(text, f"{match[1]} is unknown (known are {', '.join((*TPUS, *GPUS))})")
@@ -96,23 +105,42 @@ def devices_of(topology: Topology) -> list[Any]:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    if not topology.is_tpu:
-        raise UserError(f"{topology.name}: GPUs cannot be planned for yet")
-    extra = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{topology.chip}:{topology.shape}", **extra
-        )
-    except (ImportError, ValueError, jax.errors.JaxRuntimeError) as error:
-        raise UserError(f"{topology.name}: {_why(error)}") from error
+        if topology.is_tpu:
+            extra = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            name = f"{topology.chip}:{topology.shape}"
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **extra)
+        else:
+            # Slices, hosts of each, GPUs of each: the compiler takes for a slice what NVLink joins.
+            hosts = topology.chips // topology.part
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name=topology.name,
+                topology=f"{hosts}x1x{topology.part}",
+                target_config=TARGETS[topology.chip].text(),
+            )
+    except (ImportError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+        why = _why_no_tpu if topology.is_tpu else _why_no_gpu
+        raise UserError(f"{topology.name}: {why(error)}") from error
     return list(found.devices)
 
 
-def _why(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _why_no_tpu(error: Exception) -> str:
+    text = _first_line(error)
     if "libtpu" in text.lower() or isinstance(error, ImportError):
         return f"the TPU compiler is not installed ({text}); pip install libtpu"
     return f"the compiler knows no such topology ({text}); write for example {EXAMPLE}"
+
+
+def _why_no_gpu(error: Exception) -> str:
+    text = _first_line(error)
+    if isinstance(error, NotImplementedError):  # no plugin has said that it knows GPUs
+        return f"the GPU compiler is not installed ({text}); pip install 'jax[cuda13]'"
+    return f"the GPU compiler does not start ({text})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unreadable(text: str, problem: str) -> UserError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import HBM, Computation, Instruction, Program, Shape
 from rmr1_jax.planning.walk import Loop, Trips, walk
-from rmr1_jax.planning.work import is_marker
+from rmr1_jax.planning.work import is_gemm, is_marker
 
 COLLECTIVES = frozenset(
     {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"}
@@ -89,7 +89,7 @@ class HbmTraffic:
             update = inputs[_UPDATES[opcode]][0]
             written = update.stored if instruction.shapes[0].space == HBM else 0.0
             return Traffic(_in_hbm(update), written)
-        if opcode == "fusion":
+        if opcode in ("fusion", "fusion-start"):
             return self._fusion(instruction, inputs)
         results = _results(instruction)
         aliased = _aliased(instruction)
@@ -107,9 +107,11 @@ class HbmTraffic:
                 if shape.space == HBM and shape.elements:
                     share = min(1.0, self.needed(body, parameter.name) / shape.elements)
                     read += share * shape.stored
+        # A start returns more than what its fusion makes.
+        made = fusion.shapes if fusion.opcode == "fusion" else body.root.shapes
         written = sum(
             self._written(body, leaf, shape)
-            for leaf, shape in zip(outputs(body), fusion.shapes, strict=False)
+            for leaf, shape in zip(outputs(body), made, strict=False)
             if shape.space == HBM
         )
         if starts_collective(body):  # the transfer goes on through the fusions that follow
@@ -199,7 +201,9 @@ def _slice(instruction: Instruction, inputs: list[tuple[Shape, ...]]) -> Traffic
 
 
 def _results(instruction: Instruction) -> tuple[Shape, ...]:
-    """An asynchronous start returns its operands too, and flags."""
+    """An asynchronous start returns its operands too, and flags; cuBLAS the room it works in."""
+    if is_gemm(instruction):
+        return instruction.shapes[:1]
     if not instruction.opcode.endswith("-start"):
         return instruction.shapes
     arrays = tuple(s for s in instruction.shapes if s.dims)

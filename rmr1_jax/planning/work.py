@@ -1,20 +1,28 @@
 """Floating-point work of an instruction: matrix products, in whatever form the compiler gives them.
 
 The TPU compiler writes every matrix product as a convolution, often inside a fusion, and some with
-padding (windowed einsums); only products of entries that exist are counted. Elementwise work is
-not.
+padding (windowed einsums); only products of entries that exist are counted. The GPU compiler leaves
+them dots, inside fusions that Triton compiles, or calls cuBLAS. Elementwise work is not counted.
 """
 
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import Computation, Instruction, Program, Shape
 from rmr1_jax.planning.walk import Loop, Trips, walk
 
-# Passes of the TPU's bf16 multiplier for one fp32 product at a precision.
-_PASSES = {"default": 1, "high": 3, "highest": 6}
+# What one fp32 product costs in those of bf16, at a precision. A TPU's multiplier takes several
+# passes. A GPU has half the rate for tf32, and a fifteenth without its matrix units (NVIDIA's data
+# sheets: an H100 67 TFLOP/s in fp32, beside 989 in bf16).
+TPU_PASSES = {"default": 1, "high": 3, "highest": 6}
+GPU_PASSES = {"default": 2, "high": 2, "highest": 15}
+
+
+# As an attribute, or in the configuration of a call of cuBLAS.
+_PRECISION = re.compile(r"operand_precision\"?[=:][{\[]\"?(\w+)\"?,\"?(\w+)")
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,15 @@ class Work:
 
 
 class Costs:
-    """FLOPs of the instructions of one program; what was counted once is remembered."""
+    """FLOPs of the instructions of one program; what was counted once is remembered.
 
-    def __init__(self, program: Program):
-        self.program = program
+    Args:
+      program: from `read_program`.
+      passes: precision -> what a product in fp32 costs in those of bf16.
+    """
+
+    def __init__(self, program: Program, passes: Mapping[str, int] = TPU_PASSES):
+        self.program, self.passes = program, passes
         self._computations: dict[str, Work] = {}
 
     def of(self, instruction: Instruction) -> Work:
@@ -40,15 +53,21 @@ class Costs:
         computation = self.program.computations[instruction.computation]
         opcode = instruction.opcode
         if opcode == "dot":
-            return _priced(instruction, computation, _dot(instruction, computation))
+            return self._priced(instruction, computation, _dot(instruction, computation))
         if opcode == "convolution":
-            return _priced(instruction, computation, _convolution(instruction, computation))
-        if opcode == "fusion":
+            return self._priced(instruction, computation, _convolution(instruction, computation))
+        if opcode in ("fusion", "fusion-start"):
             return self._all_of(self.program.called(instruction))
-        if opcode == "custom-call" and "cublas" in instruction.target:
-            flops = _gemm(instruction, computation)
-            return Work(flops, flops)
+        if is_gemm(instruction):
+            return self._priced(instruction, computation, _gemm(instruction, computation))
         return Work()
+
+    def _priced(self, instruction: Instruction, computation: Computation, flops: float) -> Work:
+        precision = _PRECISION.search(instruction.text)
+        wide = all(s.dtype in ("f32", "f64") for s in computation.inputs(instruction)[:2])
+        said = [p.lower() for p in precision.groups()] if precision else ["default"]
+        passes = max(self.passes.get(p, 1) for p in said) if wide else 1
+        return Work(flops, flops * passes)
 
     def _all_of(self, computation: Computation) -> Work:
         if computation.name not in self._computations:
@@ -100,6 +119,11 @@ _MARKERS = frozenset(
 )
 
 
+def is_gemm(instruction: Instruction) -> bool:
+    """Whether it is a matrix product by cuBLAS."""
+    return instruction.opcode == "custom-call" and instruction.target.startswith("__cublas$")
+
+
 def is_marker(instruction: Instruction) -> bool:
     return instruction.opcode == "custom-call" and instruction.target in _MARKERS
 
@@ -130,13 +154,6 @@ def custom_calls(program: Program, trips: Trips = None) -> list[CustomCall]:
         for step in walk(program, trips)
         if step.instruction.opcode == "custom-call" and not is_marker(step.instruction)
     ]
-
-
-def _priced(instruction: Instruction, computation: Computation, flops: float) -> Work:
-    precision = re.search(r"operand_precision=\{(\w+),(\w+)\}", instruction.attributes)
-    wide = all(shape.dtype in ("f32", "f64") for shape in computation.inputs(instruction))
-    passes = max(_PASSES.get(p, 1) for p in precision.groups()) if precision and wide else 1
-    return Work(flops, flops * passes)
 
 
 def _dot(instruction: Instruction, computation: Computation) -> float:

@@ -35,6 +35,26 @@ def test_groups_are_read_as_lists_iotas_and_meshes(groups: str, first: tuple[int
 
 
 @pytest.mark.parametrize(
+    ("line", "kind", "bytes_"),
+    [
+        ("((bf16[8,128]), bf16[2,128]) reduce-scatter-start(%a)", "reduce-scatter", 2048),
+        ("((bf16[8,128]), bf16[8,128]) all-reduce-start(%a)", "all-reduce", 2048),
+    ],
+)
+def test_a_start_that_calls_a_sum_is_a_collective(line: str, kind: str, bytes_: float) -> None:
+    text = f"""\
+%add (x: bf16[], y: bf16[]) -> bf16[] {{
+  %x = bf16[] parameter(0)
+  %y = bf16[] parameter(1)
+  ROOT %z = bf16[] add(%x, %y)
+}}
+
+{one(f"{line}, replica_groups={{{{0,1,2,3}}}}, to_apply=%add")}"""
+    (found,) = collectives(read_program(text))
+    assert (found.kind, found.bytes, found.asynchronous) == (kind, bytes_, True)
+
+
+@pytest.mark.parametrize(
     ("line", "parameter", "kind", "bytes_", "wire"),
     [
         ("bf16[8,128] all-gather(%a)", "bf16[2,128]", "all-gather", 2048, 1536),

@@ -1,6 +1,7 @@
 """Names of chips that are not here."""
 
 import pytest
+from jax.experimental import topologies
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.planning.topology import devices_of, parse_topology
@@ -18,6 +19,8 @@ from rmr1_jax.planning.topology import devices_of, parse_topology
         ("v4-16", "v4:2x2x2", 8),
         ("v5e:4x4*2", "v5e:4x4*2", 32),
         ("H200:8", "h200:8", 8),
+        ("b200-1", "b200:1", 1),
+        ("h100:16", "h100:16", 16),
     ],
 )
 def test_names_as_people_write_them(text: str, name: str, chips: int) -> None:
@@ -37,6 +40,8 @@ def test_names_as_people_write_them(text: str, name: str, chips: int) -> None:
         ("v5e:4x4*0", "is no number of slices"),
         ("h200:none", "names no chip and shape"),
         ("h200:2x4", "is no number of GPUs"),
+        ("h200:8*2", "is no number of GPUs"),
+        ("h200:12", "machines of 8 GPUs do not make 12"),
     ],
 )
 def test_what_is_no_topology_is_named(text: str, problem: str) -> None:
@@ -61,3 +66,27 @@ class TestDevices:
     def test_a_shape_that_no_slice_has_is_refused(self) -> None:
         with pytest.raises(UserError, match="v5e:3x3: the compiler knows no such topology"):
             devices_of(parse_topology("v5e:3x3"))
+
+
+class TestGpus:
+    def test_without_their_compiler_are_refused_with_what_to_install(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def absent(**options: object) -> None:
+            raise NotImplementedError("topology not implemented for cuda")
+
+        monkeypatch.setattr(topologies, "get_topology_desc", absent)
+        with pytest.raises(UserError, match=r"the GPU compiler is not installed .*'jax\[cuda13\]'"):
+            devices_of(parse_topology("h200:8"))
+
+    @pytest.mark.parametrize(
+        ("text", "kind", "hosts"),
+        [("h100:2", "NVIDIA H100", 1), ("h200:8", "NVIDIA H200", 1), ("b200:16", "NVIDIA B200", 2)],
+    )
+    def test_are_of_the_kind_that_was_asked_for(self, text: str, kind: str, hosts: int) -> None:
+        pytest.importorskip("jax_plugins.xla_cuda13", reason="the GPU compiler is not installed")
+        topology = parse_topology(text)
+        devices = devices_of(topology)
+        assert {device.device_kind for device in devices} == {kind}
+        assert len(devices) == topology.chips == hosts * topology.part
+        assert {device.process_index for device in devices} == set(range(hosts))

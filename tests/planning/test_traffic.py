@@ -46,6 +46,38 @@ ENTRY %main (a: bf16[28,1024,1024], i.1: s32[]) -> f32[1024,1024] {
     assert (found.read, found.written) == (2 * MIB + 4, 4 * MIB)
 
 
+def test_a_fusion_that_is_only_started_reads_and_makes_the_same() -> None:
+    _, found = traffic_of_root("""\
+%fused (stack: bf16[28,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
+  %stack = bf16[28,1024,1024]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,1024,1024]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), \
+dynamic_slice_sizes={1,1024,1024}
+}
+
+ENTRY %main (a: bf16[28,1024,1024], i.1: s32[]) -> bf16[1,1024,1024] {
+  %a = bf16[28,1024,1024]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %b = ((bf16[28,1024,1024]{2,1,0}, s32[]), bf16[1,1024,1024]{2,1,0}, u32[]) \
+fusion-start(%a, %i.1), kind=kLoop, calls=%fused
+}
+""")
+    assert (found.read, found.written) == (2 * MIB + 4, 2 * MIB)
+
+
+def test_the_room_that_a_gpu_library_works_in_is_no_result() -> None:
+    _, found = traffic_of_root("""\
+ENTRY %main (a: bf16[1024,1024], b: bf16[1024,1024]) -> (bf16[1024,1024], s8[33554432]) {
+  %a = bf16[1024,1024]{1,0} parameter(0)
+  %b = bf16[1024,1024]{1,0} parameter(1)
+  ROOT %c = (bf16[1024,1024]{1,0}, s8[33554432]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$lt$matmul"
+}
+""")
+    assert (found.read, found.written) == (4 * MIB, 2 * MIB)
+
+
 # A cache of 8 MiB; what changes is what the fusion does with the column that is written.
 UPDATE = """\
 %fused (cache: bf16[4,8192,128], column: bf16[4,1,128], i: s32[]) -> RESULT {
