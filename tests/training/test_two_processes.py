@@ -10,7 +10,7 @@ import pytest
 from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.tensors import flatten
 from rmr1_jax.training.metrics import read_metrics
-from tests.processes import run_processes
+from tests.processes import run_job, run_processes
 from tests.stages.tiny_grpo import arguments, learnt, write_model, write_pairs
 
 pytestmark = pytest.mark.slow
@@ -35,6 +35,8 @@ def interrupted(*given, **options):
 Rollout.sample = interrupted
 print(main(sys.argv[1:]))
 """
+# One of them is killed there.
+IS_KILLED = IS_STOPPED.replace("SIGTERM", "SIGKILL")
 OPTIONS = ("--advantage.dynamic_sampling=True", "--max_steps=3")
 
 
@@ -110,3 +112,15 @@ def test_stop_together_where_one_is_asked_to(folder: Path, together: Path) -> No
     start(folder, "stopped", 2, SCRIPT, "--max_steps=5")
     found = learnt(folder / "stopped")
     assert len(found) == 5 and found[:3] == learnt(together)
+
+
+def test_go_on_as_if_nothing_had_happened_where_one_is_killed(folder: Path, together: Path) -> None:
+    options = arguments(folder / "killed", folder / "model", folder / "pairs.jsonl", *OPTIONS)
+    cache = {"RMR1_JAX_CACHE": str(folder / "programs 2")}
+    ended = run_job(options, 2, 4, script=IS_KILLED, environment=cache)
+    assert [end.status for end in ended] == [3, -9], ended
+    said = ended[0].err.splitlines()[-1]
+    assert said.startswith("error: process 1 of 2 (") and " is gone: " in said
+    assert learnt(folder / "killed") == learnt(together)[:1]
+    assert [end.status for end in run_job(options, 2, 4, environment=cache)] == [0, 0]
+    assert learnt(folder / "killed") == learnt(together)
