@@ -10,11 +10,11 @@ PAIRS is gaotang/RM-R1-Reasoning-RLVR saved as JSON lines or Parquet, or a direc
 script has it (micro-batches of 1).
 What is not set here is as published: the defaults of GrpoConfig.
 
-Hardware: not yet run; meant for 16 TPU v5p or 16 GPUs of 80 GB.
+Hardware: v5p-32, where it fits by --stage=plan; not yet run. Meant for 16 GPUs of 80 GB, too.
 Expected result: that of the released RM-R1-DeepSeek-Distilled-Qwen-14B, within its noise.
 """
 
-from rmr1_jax.config import GrpoConfig, OptimizerConfig
+from rmr1_jax.config import GrpoConfig, OptimizerConfig, RolloutConfig
 
 architecture = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
 config = GrpoConfig(
@@ -22,4 +22,7 @@ config = GrpoConfig(
     optimizer=OptimizerConfig(
         learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
     ),
+    rollout=RolloutConfig(slots=128),
+    mesh="fsdp=-1,tensor=4",
+    split_sequence=True,
 )

@@ -8,7 +8,7 @@ MODEL_DIR is Qwen/Qwen2.5-0.5B-Instruct. PAIRS are labelled pairs: a file, or a 
 --stage=prepare. Adapters of rank 16 are trained; the model under them, in bfloat16, is also the
 reference, so that only one model is held.
 
-Hardware: not yet run; meant for a TPU v5e-1 (16 GB).
+Hardware: v5e-1, where it fits by --stage=plan; not yet run.
 Expected result: none to compare with yet.
 """
 

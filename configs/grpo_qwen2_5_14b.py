@@ -12,11 +12,11 @@ The script of the original names the data of the reasoning models here, without 
 (a known slip); the released checkpoint writes rubrics, so the distilled models' data are meant.
 What is not set here is as published: the defaults of GrpoConfig.
 
-Hardware: not yet run; meant for 16 TPU v5p or 16 GPUs of 80 GB.
+Hardware: v5p-32, where it fits by --stage=plan; not yet run. Meant for 16 GPUs of 80 GB, too.
 Expected result: that of the released RM-R1-Qwen2.5-Instruct-14B, within its noise.
 """
 
-from rmr1_jax.config import GrpoConfig, OptimizerConfig
+from rmr1_jax.config import GrpoConfig, OptimizerConfig, RolloutConfig
 
 architecture = "Qwen/Qwen2.5-14B-Instruct"
 config = GrpoConfig(
@@ -24,4 +24,7 @@ config = GrpoConfig(
     optimizer=OptimizerConfig(
         learning_rate=7e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
     ),
+    rollout=RolloutConfig(slots=128),
+    mesh="fsdp=-1,tensor=4",
+    split_sequence=True,
 )

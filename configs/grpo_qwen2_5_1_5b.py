@@ -8,7 +8,7 @@ MODEL_DIR is an SFT run of the same model, or Qwen/Qwen2.5-1.5B-Instruct itself.
 pairs: a file, or a directory made by --stage=prepare. The objective is as published; a step is an
 eighth of the published one, and traces are shorter.
 
-Hardware: not yet run; meant for one H100 or H200.
+Hardware: v6e-4, where it fits by --stage=plan; not yet run. Meant for one H100 or H200, too.
 Expected result: none to compare with yet.
 """
 

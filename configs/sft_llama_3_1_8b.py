@@ -8,7 +8,7 @@ MODEL_DIR is meta-llama/Llama-3.1-8B-Instruct; not among the published models. T
 gaotang/RM-R1-Distill-SFT saved as JSON lines or Parquet, or a directory made by --stage=synthesize.
 What is not set here is as published: the defaults of SftConfig.
 
-Hardware: not yet run; meant for 16 TPU v5e or 8 GPUs of 80 GB.
+Hardware: v5e-16, where it fits by --stage=plan; not yet run. Meant for 8 GPUs of 80 GB, too.
 Expected result: none to compare with.
 """
 

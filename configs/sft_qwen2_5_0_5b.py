@@ -9,7 +9,7 @@ rows and a smaller batch than the published ones. TRACES is gaotang/RM-R1-Distil
 lines or Parquet, or a directory made by --stage=synthesize. What is not set here is as published:
 the defaults of SftConfig.
 
-Hardware: not yet run; meant for one accelerator of 16 GB.
+Hardware: v5e-1, where it fits by --stage=plan; not yet run. Meant for one GPU of 16 GB, too.
 Expected result: none to compare with yet.
 """
 

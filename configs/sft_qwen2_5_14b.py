@@ -8,7 +8,7 @@ MODEL_DIR is Qwen/Qwen2.5-14B-Instruct. The paper says 3e-6; the original's scri
 is gaotang/RM-R1-Distill-SFT saved as JSON lines or Parquet, or a directory made by
 --stage=synthesize. What is not set here is as published: the defaults of SftConfig.
 
-Hardware: not yet run; meant for 32 TPU v5e or 16 GPUs of 80 GB.
+Hardware: v5e-32, where it fits by --stage=plan; not yet run. Meant for 16 GPUs of 80 GB, too.
 Expected result: none to compare with yet; the original publishes no loss.
 """
 
@@ -19,4 +19,6 @@ config = SftConfig(
     workdir="runs/sft_qwen2_5_14b",
     data=SftDataConfig(row_length=12288),
     optimizer=OptimizerConfig(learning_rate=3e-6),
+    mesh="fsdp=-1,tensor=2",
+    split_sequence=True,
 )

@@ -9,7 +9,7 @@ trains the 7B model. TRACES is gaotang/RM-R1-Distill-SFT saved as JSON lines or 
 directory made by --stage=synthesize. What is not set here is as published: the defaults of
 SftConfig.
 
-Hardware: not yet run; meant for 64 TPU v5p.
+Hardware: v5p-64, where it fits by --stage=plan; not yet run.
 Expected result: none to compare with yet; the original publishes no loss.
 """
 
@@ -20,5 +20,5 @@ config = SftConfig(
     workdir="runs/sft_qwen2_5_32b",
     data=SftDataConfig(row_length=12288),
     optimizer=OptimizerConfig(learning_rate=2e-6),
-    mesh="fsdp=-1,tensor=4",
+    mesh="fsdp=-1",
 )

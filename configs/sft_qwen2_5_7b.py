@@ -8,7 +8,7 @@ MODEL_DIR is Qwen/Qwen2.5-7B-Instruct; 68 steps on the 8,753 published traces. T
 gaotang/RM-R1-Distill-SFT saved as JSON lines or Parquet, or a directory made by --stage=synthesize.
 What is not set here is as published: the defaults of SftConfig.
 
-Hardware: not yet run; meant for 16 TPU v5e or 8 GPUs of 80 GB.
+Hardware: v5e-16, where it fits by --stage=plan; not yet run. Meant for 8 GPUs of 80 GB, too.
 Expected result: none to compare with yet; the original publishes no loss.
 """
 

@@ -8,7 +8,7 @@ MODEL_DIR is Qwen/Qwen3-8B; not among the published models. TRACES is gaotang/RM
 saved as JSON lines or Parquet, or a directory made by --stage=synthesize. What is not set here is
 as published: the defaults of SftConfig.
 
-Hardware: not yet run; meant for 16 TPU v5e or 8 GPUs of 80 GB.
+Hardware: v5e-16, where it fits by --stage=plan; not yet run. Meant for 8 GPUs of 80 GB, too.
 Expected result: none to compare with.
 """
 
@@ -19,4 +19,5 @@ config = SftConfig(
     workdir="runs/sft_qwen3_8b",
     data=SftDataConfig(row_length=12288),
     optimizer=OptimizerConfig(learning_rate=5e-6),
+    mesh="fsdp=-1,tensor=2",
 )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.planning.programs import Planned
@@ -99,10 +100,12 @@ def _not_cached() -> Iterator[None]:
     """Programs for devices that are not here can be kept, but not be read again."""
     kept = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX asks once whether it is to be used
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
+        reset_cache()
 
 
 def _too_big(message: str) -> TooBig | None:
