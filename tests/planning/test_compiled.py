@@ -47,7 +47,7 @@ def test_other_failures_are_raised_as_they_are() -> None:
 
 def test_what_is_planned_is_neither_kept_nor_read(tmp_path: Path) -> None:
     """Programs for absent devices cannot be read again; others before and after them are kept."""
-    always = {"jax_compilation_cache_dir": str(tmp_path)}
+    always: dict[str, Any] = {"jax_compilation_cache_dir": str(tmp_path)}
     always |= {"jax_persistent_cache_min_compile_time_secs": 0}
     always |= {"jax_persistent_cache_min_entry_size_bytes": -1}
     kept = {name: getattr(jax.config, name) for name in always}
