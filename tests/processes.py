@@ -10,10 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rmr1_jax.main import CACHE_VARIABLE
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The devices are looked for at once, so that nothing that the script imports can change how many.
 BEGIN = "import jax; {join}jax.devices()\n"
 MAIN = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))"
+# Process {process} meets signal {number} when it calls a method for the {call}-th time.
+MEETS_SIGNAL = """
+import os, pkgutil, sys
+import jax
+from rmr1_jax.main import main
+
+owner, calls = pkgutil.resolve_name({owner!r}), 0
+method = getattr(owner, {method!r})
+
+def signalled(*given, **options):
+    global calls
+    calls += 1
+    if calls == {call} and jax.process_index() == {process}:
+        os.kill(os.getpid(), {number:d})
+    return method(*given, **options)
+
+setattr(owner, {method!r}, signalled)
+sys.exit(main(sys.argv[1:]))
+"""
+# On a CPU each process is another "topology" to JAX, so what it compiles is kept for it alone; and
+# JAX lets only the first keep anything. The others would compile all programs again at each start.
+KEEP_PROGRAMS = """
+from types import SimpleNamespace
+from jax._src import compiler
+compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
+"""
 JOIN = "jax.distributed.initialize({address!r}, {count}, {index}); "
 
 
@@ -40,8 +68,7 @@ def run_processes(
         running = []
         for index, path in enumerate(paths):
             join = JOIN.format(address=address, count=count, index=index) if count > 1 else ""
-            command = [sys.executable, "-c", BEGIN.format(join=join) + script, *arguments]
-            running.append(_start(command, variables, path))
+            running.append(_start(BEGIN.format(join=join) + script, arguments, variables, path))
         _wait(running, time.monotonic() + timeout)
         for process, path in zip(running, paths, strict=True):
             errors = path.with_suffix(".err").read_text()[-4000:]
@@ -56,6 +83,15 @@ class Ended:
     status: int
     out: str
     err: str
+
+
+def meets_signal(number: int, process: int, *, call: int, of: str) -> str:
+    """A script for `run_job`: one process meets a signal as it calls a method, `module:Class.name`,
+    for the `call`-th time."""
+    owner, _, method = of.rpartition(".")
+    return MEETS_SIGNAL.format(
+        number=number, process=process, call=call, owner=owner, method=method
+    )
 
 
 def run_job(
@@ -85,16 +121,20 @@ def run_job(
         running = []
         for path in paths:
             given = [*arguments, *flags, f"--process_index={path.name}"]
-            running.append(_start([sys.executable, "-c", script, *given], variables, path))
+            running.append(_start(script, given, variables, path))
         late: list[str] = []
         until = time.monotonic() + timeout
-        for process, path in zip(running, paths, strict=True):
-            try:
-                process.wait(max(until - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                late.append(path.name)
+        try:
+            for process, path in zip(running, paths, strict=True):
+                try:
+                    process.wait(max(until - time.monotonic(), 0))
+                except subprocess.TimeoutExpired:
+                    late.append(path.name)
+                    process.kill()
+                    process.wait()
+        finally:
+            for process in running:  # none stays behind where the tests are interrupted
                 process.kill()
-                process.wait()
         ended = [
             Ended(process.returncode, *(path.with_suffix(s).read_text() for s in (".out", ".err")))
             for process, path in zip(running, paths, strict=True)
@@ -111,7 +151,7 @@ def free_address() -> str:
 
 
 def _variables(devices: int, environment: Mapping[str, str] | None) -> dict[str, str]:
-    return {
+    variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
@@ -119,11 +159,18 @@ def _variables(devices: int, environment: Mapping[str, str] | None) -> dict[str,
         "PYTHONPATH": str(REPOSITORY),
         **(environment or {}),
     }
+    if programs := variables.get(CACHE_VARIABLE):
+        # As the command line does before it imports JAX; a script may import it before that.
+        variables["JAX_COMPILATION_CACHE_DIR"] = programs
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return variables
 
 
 def _start(
-    command: Sequence[str], variables: Mapping[str, str], path: Path
+    script: str, arguments: Sequence[str], variables: Mapping[str, str], path: Path
 ) -> "subprocess.Popen[bytes]":
+    keep = KEEP_PROGRAMS if variables.get(CACHE_VARIABLE) else ""
+    command = [sys.executable, "-c", keep + script, *arguments]
     with path.with_suffix(".out").open("w") as out, path.with_suffix(".err").open("w") as err:
         return subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=out, stderr=err)
 

@@ -24,6 +24,8 @@ LOST = 3
 """Exit status where another process of the run is gone."""
 GRACE_SECONDS = 3.0
 """Left to a process that is about to find the same error by itself."""
+REPORT_SECONDS = 1.0
+"""Left to JAX, which reports the end of the first process at length; our line is to be the last."""
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
@@ -111,6 +113,8 @@ class Lifeline:
             self._tell({"failed": failed, "status": status, "why": why}, but=failed)
         who = f"process {failed} of {len(self._hosts)} ({self._hosts[failed]})"
         if why is None:
+            if failed == 0:
+                time.sleep(REPORT_SECONDS)
             line = (
                 f"{who} is gone: it was killed, or its machine was taken away. This process stops "
                 "as well; the same command, in all processes, goes on from what is saved"

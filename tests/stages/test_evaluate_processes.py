@@ -1,39 +1,26 @@
-"""`--stage=evaluate` over two processes, as a pod slice has them: shared work, one that writes."""
+"""`--stage=evaluate` over two and four processes, as in a pod: all judge, the first writes."""
 
 import json
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
 
-from tests.processes import MAIN, Ended, run_job
+from tests.processes import MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
 pytestmark = pytest.mark.slow
 
-# The first process is killed after three records, and takes the other with it.
-IS_KILLED = """
-import os, signal, sys
-from rmr1_jax.data.record_log import RecordLog
-from rmr1_jax.main import main
-
-append = RecordLog.append
-
-def killed(log, record):
-    append(log, record)
-    if log.count == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-RecordLog.append = killed
-main(sys.argv[1:])
-"""
+PAIRS = 40  # in both orders; about sixteen judgements are finished at a time
+JUDGED = "rmr1_jax.stages.progress:JudgingProgress.pair_done"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     write_model(folder / "model")
-    write_pairs(folder / "pairs.jsonl")
+    write_pairs(folder / "pairs.jsonl", PAIRS)
     return folder
 
 
@@ -59,32 +46,74 @@ def records(folder: Path, output: str) -> list[dict[str, Any]]:
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
+def traces(folder: Path, output: str) -> dict[tuple[str, str], str]:
+    found = records(folder, output)
+    assert len(found) == 2 * PAIRS
+    return {(record["id"], record["chosen_position"]): record["trace"] for record in found}
+
+
+def partial(folder: Path, output: str) -> int:
+    """The records of a run that has not come to its end."""
+    file = folder / output / "records" / "preferences.partial.jsonl"
+    return len(file.read_text().splitlines())
+
+
+def scores(folder: Path, output: str) -> dict[str, Any]:
+    """All but how long they took."""
+
+    def timeless(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {k: v for k, v in pairs if k not in ("seconds", "tokens_per_second")}
+
+    file = folder / output / "scores.json"
+    found: dict[str, Any] = json.loads(file.read_text(), object_pairs_hook=timeless)
+    assert found["preferences"]["overall"]["n"] == PAIRS
+    return found
+
+
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> list[dict[str, Any]]:
-    """The records of two processes that nothing disturbs."""
+def unbroken(folder: Path) -> str:
+    """Where two processes write that nothing disturbs."""
     assert [end.status for end in start(folder, "together", 2)] == [0, 0]
-    return records(folder, "together")
+    return "together"
 
 
-def test_give_the_records_of_one_process(folder: Path, unbroken: list[dict[str, Any]]) -> None:
+def test_give_the_records_of_one_process(folder: Path, unbroken: str) -> None:
     assert [end.status for end in start(folder, "alone", 1)] == [0]
-    alone, together = records(folder, "alone"), [dict(record) for record in unbroken]
-    assert len(alone) == 24 and any(record["trace"] for record in alone)
+    alone, together = records(folder, "alone"), records(folder, unbroken)
+    assert len(alone) == 2 * PAIRS and any(record["trace"] for record in alone)
     for one, two in zip(alone, together, strict=True):
         assert one.pop("confidence", 0) == pytest.approx(two.pop("confidence", 0), abs=1e-5)
         assert one == two
     assert (folder / "together" / "report.html").is_file()
 
 
-def test_go_on_after_a_kill_of_the_one_that_writes(
-    folder: Path, unbroken: list[dict[str, Any]]
-) -> None:
-    ended = start(folder, "killed", 2, IS_KILLED)
+def test_go_on_after_a_kill_of_the_one_that_writes(folder: Path, unbroken: str) -> None:
+    ended = start(folder, "killed", 2, meets_signal(SIGKILL, 0, call=3, of=JUDGED))
     assert [end.status for end in ended] == [-9, 3]
     assert ended[1].err.splitlines()[-1].startswith("error: process 0 of 2 (")
-    partial = folder / "killed" / "records" / "preferences.partial.jsonl"
-    assert len(partial.read_text().splitlines()) == 3
+    assert partial(folder, "killed") == 3
     assert [end.status for end in start(folder, "killed", 2)] == [0, 0]
-    expected = {(r["id"], r["chosen_position"]): r["trace"] for r in unbroken}
-    found = {(r["id"], r["chosen_position"]): r["trace"] for r in records(folder, "killed")}
-    assert found == expected
+    assert traces(folder, "killed") == traces(folder, unbroken)
+
+
+def test_four_come_to_the_same_scores_though_one_is_killed_and_one_asked_to_stop(
+    folder: Path, unbroken: str
+) -> None:
+    # The second time that some are finished: then the first process has written the earlier ones.
+    ended = start(folder, "four", 4, meets_signal(SIGKILL, 2, call=17, of=JUDGED))
+    assert [end.status for end in ended] == [3, 3, -9, 3], ended
+    for other in (0, 1, 3):
+        said = ended[other].err.splitlines()[-1]
+        assert said.startswith("error: process 2 of 4 (") and " is gone: " in said
+        assert "Traceback" not in ended[other].err
+    first = partial(folder, "four")
+    assert 0 < first < 2 * PAIRS
+
+    ended = start(folder, "four", 4, meets_signal(SIGTERM, 1, call=17, of=JUDGED))
+    assert [end.status for end in ended] == [3, -SIGTERM, 3, 3], ended
+    assert ended[0].err.splitlines()[-1].startswith("error: process 1 of 4 (")
+    assert first < partial(folder, "four") < 2 * PAIRS
+
+    assert [end.status for end in start(folder, "four", 4)] == [0] * 4
+    assert traces(folder, "four") == traces(folder, unbroken)
+    assert scores(folder, "four") == scores(folder, unbroken)

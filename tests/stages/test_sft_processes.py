@@ -113,13 +113,21 @@ def test_learn_what_one_process_learns_and_write_the_same_files(
     assert {p.name for p in together.iterdir()} == {p.name for p in alone.iterdir()}
 
 
-def test_four_learn_the_same_though_one_is_killed_on_the_way(folder: Path, alone: Path) -> None:
+def test_four_learn_the_same_though_one_is_killed_and_one_asked_to_stop(
+    folder: Path, alone: Path
+) -> None:
     ended = start(folder, "four", 4, script=SIGNALLED.format(step=3, index=2, number=SIGKILL))
     assert [end.status for end in ended] == [3, 3, -9, 3]
     for other in (0, 1, 3):
         said = ended[other].err.splitlines()[-1]
         assert said.startswith("error: process 2 of 4 (") and " is gone: " in said
         assert "Traceback" not in ended[other].err
+
+    script = SIGNALLED.format(step=3, index=1, number=SIGTERM)
+    ended = start(folder, "four", 4, "--checkpoint.every=100", script=script)
+    assert [end.status for end in ended] == [143] * 4, ended
+    assert "stopped by signal 15 after step 3 of 4, saved" in ended[0].err
+    assert (folder / "four" / "checkpoints" / "3").is_dir()
     assert is_near(learnt(succeed(folder, "four", 4)), learnt(alone))
 
 
