@@ -146,7 +146,8 @@ def _json_rows(name: str) -> Iterator[tuple[int, object]]:
             records = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{name}: is not JSON ({error}); if it holds one record a line, name it .jsonl"
+            f"{name}: is not JSON ({error}): it was cut short or damaged, so get it again; if it "
+            "holds one record a line, name it .jsonl"
         ) from error
     if not isinstance(records, list):
         raise UserError(f"{name}: is not a list of records; make it one, or use a .jsonl file")

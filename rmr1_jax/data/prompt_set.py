@@ -79,6 +79,16 @@ class PromptSet:
         return Prompt(self.ids[index], self.tokens[start:end], SIDES[self.labels[index]])
 
     @cached_property
+    def shared(self) -> Int[np.ndarray, " C"]:
+        """The tokens that all prompts begin with: what a judge is told before the question."""
+        shared = self[0].tokens
+        for index in range(1, len(self)):
+            tokens = self[index].tokens[: len(shared)]
+            unlike = np.flatnonzero(tokens != shared[: len(tokens)])
+            shared = tokens[: unlike[0]] if len(unlike) else tokens
+        return shared
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of prompts and labels, by which a resumed run knows that they are the same."""
         digest = hashlib.sha256()

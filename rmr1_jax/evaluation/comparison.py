@@ -30,7 +30,8 @@ def compare(
 ) -> dict[str, Any]:
     """The runs, each with its name and records, on the judgements that all of them made.
 
-    Judgements are the same where group, id, cell and place of the chosen response are; several
+    Judgements are the same where group, id, cell and place of the chosen response are, and the
+    question as far as the records tell; several
     samples are one judgement by majority. Intervals are of the paired bootstrap: each replicate
     draws the same prompts for all runs. What other runs lack is counted as `unmatched` for each
     run, and benchmarks without a shared judgement are named in `not_compared`. Returns what
@@ -44,7 +45,7 @@ def compare(
     shared: list[list[Record]] = [[] for _ in runs]
     for name in BENCHMARKS:
         groups = [by_subject(records.get(name, ())) for _, records in runs]
-        keys = [key for key in groups[0] if all(key in group for group in groups)]
+        keys = [key for key in groups[0] if _same_question([group.get(key) for group in groups])]
         if not keys:
             continue
         samples = [[group[key] for key in keys] for group in groups]
@@ -184,6 +185,14 @@ def by_subject(records: Sequence[Record]) -> dict[Subject, list[Record]]:
         number = next(n for n in count() if (*same, n) not in found)
         found[(*same, number)] = samples
     return found
+
+
+def _same_question(samples: Sequence[Sequence[Record] | None]) -> bool:
+    """All runs have it, and none says that the conversation was another."""
+    if not all(samples):
+        return False
+    prompts = {record.prompt for own in samples for record in own or () if record.prompt}
+    return len(prompts) <= 1
 
 
 def _same_prompts(majority: Sequence[Sequence[Record]]) -> list[list[Record]]:

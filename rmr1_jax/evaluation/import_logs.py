@@ -207,7 +207,7 @@ def _rm_bench(file: _File, row: int, record: _Fields) -> list[_Judged]:
             rm_bench.index_of(0, style, row, file.rows),
         )
         fields = {"answers": part["output"], "results": part["result"], _SHUFFLED: part[_SHUFFLED]}
-        judged.append(_judged(file, row, fields, (item.index,), item))
+        judged.append(_judged(file, row, fields, (item.index, id, file.rotation), item))
     return judged
 
 

@@ -42,8 +42,9 @@ def positions(items: Sequence[Item], order: Order) -> list[tuple[Side, ...]]:
 
     RM-R1's evaluation puts the chosen response at B where `np.random.rand() > 0.5`, row after row.
     It sets no seed, but vLLM's default had seeded NumPy with 0: the published logs show exactly
-    that stream. `Item.draw` says which number of it a pair gets, so a row that cannot be used, or
-    is not there, shifts no other.
+    that stream. `Item.draw` says which number of it a pair gets: a row that cannot be used shifts
+    no other. A file that holds a part of a benchmark is numbered by itself, so that its pairs stand
+    elsewhere than in the published runs.
     """
     if order.kind == "both":
         return [("A", "B")] * len(items)

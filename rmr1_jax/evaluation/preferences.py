@@ -44,11 +44,14 @@ def load(source: str, rejects: Rejects) -> Loaded:
     several = len({row.place for row in rows}) > 1
     items: list[Item] = []
     seen: dict[str, int] = {}
+    rejected = 0
     for index, row in enumerate(rows):
         try:
             record = _decoded(
                 row, last=index + 1 == len(rows) or rows[index + 1].place != row.place
             )
+            if opened.filtered_by(record) is not None:
+                continue  # as training data leaves it out
             example = opened.example(record, row.default_id)
             preference = example.preference
             if preference is None:
@@ -59,6 +62,7 @@ def load(source: str, rejects: Rejects) -> Loaded:
         except RecordError as error:
             where = f"{row.place}: " if several else ""
             rejects(row.number, where + str(error), row_text(row.raw))
+            rejected += 1
             continue
         seen[id] = row.number
         items.append(
@@ -74,7 +78,7 @@ def load(source: str, rejects: Rejects) -> Loaded:
                 draw=index,
             )
         )
-    return Loaded(items, [])
+    return Loaded(items, [f"{rejected:,} of {len(rows):,} records"] if rejected else [])
 
 
 def _decoded(row: Row, last: bool) -> object:

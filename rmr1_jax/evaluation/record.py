@@ -4,6 +4,7 @@ Scores are computed from records alone, so whoever writes these lines can be sco
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def record_from_json(line: object, rule: Rule = "published") -> Record:
     if "verdict" in line or trace is not None:
         if "verdict" in line:
             verdict = _one_of(line, "verdict", ("A", "B", None))
+            if verdict is None and problem is None and trace is not None:
+                problem = answer(trace, "evaluation").problem
         else:
             found = answer(cast(str, trace), "evaluation")
             verdict, problem = found.verdict, problem or found.problem
@@ -126,7 +129,7 @@ def record_from_json(line: object, rule: Rule = "published") -> Record:
     return Record(
         benchmark=_needed(line, "benchmark", str),
         id=str(_needed(line, "id", (str, int))),
-        index=_needed(line, "index", int),
+        index=_needed(line, "index", int, at_least=0),
         group=_needed(line, "group", str),
         cell=_cell(line.get("cell")),
         chosen_position=position,
@@ -134,11 +137,11 @@ def record_from_json(line: object, rule: Rule = "published") -> Record:
         problem=problem,
         correct=correct,
         trace=trace,
-        prompt_tokens=_optional(line, "prompt_tokens", int),
-        trace_tokens=_optional(line, "trace_tokens", int),
-        seconds=_optional(line, "seconds", (int, float)),
-        sample=_optional(line, "sample", int) or 0,
-        confidence=_optional(line, "confidence", (int, float)),
+        prompt_tokens=_optional(line, "prompt_tokens", int, at_least=0),
+        trace_tokens=_optional(line, "trace_tokens", int, at_least=0),
+        seconds=_optional(line, "seconds", (int, float), at_least=0),
+        sample=_optional(line, "sample", int, at_least=0) or 0,
+        confidence=_optional(line, "confidence", (int, float), at_least=0, at_most=1),
         forced=bool(line.get("forced")),
         prompt=_optional(line, "prompt", str),
     )
@@ -178,14 +181,21 @@ def read_records(path: Path, benchmark: str, rule: Rule = "published") -> list[R
     return records
 
 
-def _needed(line: Mapping[str, Any], field: str, kind: Any) -> Any:
-    value = _optional(line, field, kind)
+def _needed(line: Mapping[str, Any], field: str, kind: Any, **bounds: float) -> Any:
+    value = _optional(line, field, kind, **bounds)
     if value is None:
         raise UserError(f"{field}: is missing")
     return value
 
 
-def _optional(line: Mapping[str, Any], field: str, kind: Any) -> Any:
+def _optional(
+    line: Mapping[str, Any],
+    field: str,
+    kind: Any,
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> Any:
     value = line.get(field)
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -193,6 +203,12 @@ def _optional(line: Mapping[str, Any], field: str, kind: Any) -> Any:
             {str: "a text", int: "a whole number", float: "a number"}[k] for k in kinds
         )
         raise UserError(f"{field}: is {json.dumps(value)[:80]}; it must be {wanted}")
+    # NaN and infinity are numbers in Python's JSON, and in no count.
+    if isinstance(value, int | float) and not (
+        math.isfinite(value) and at_least <= value <= at_most
+    ):
+        upper = f" to {at_most:g}" if at_most < math.inf else " or more"
+        raise UserError(f"{field}: is {value!r}; it must be {at_least:g}{upper}")
     return value
 
 

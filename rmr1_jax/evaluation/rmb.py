@@ -218,7 +218,7 @@ class RMBTable:
                     f"{NAME}, record {record.id}: cell: is missing; "
                     "it must be the id of the query, and which of its losers this is"
                 )
-        found = credits(records, rule)
+        found = credits(records, rule, identity=lambda item: (item.group, item.id, item.cell))
         queries: dict[tuple[object, ...], int] = {}
         of_query = np.array(
             [queries.setdefault(_query(item), len(queries)) for item in found.items], dtype=int
@@ -282,7 +282,7 @@ def _query(item: Record) -> tuple[object, ...]:
     """What is right or wrong as a whole: a pair, or all pairs of a Best-of-N query."""
     if is_best_of_n(item.group):
         return (item.group, (item.cell or (item.id,))[0])
-    return (item.group, item.id, item.index)
+    return (item.group, item.id)
 
 
 def _first(of_query: Iterable[int], queries: int) -> list[int]:

@@ -49,13 +49,13 @@ class Results:
         """
         file = self.output / RUN
         earlier = self.run_info()
+        strangers = self._strangers(earlier or {})
+        if strangers:
+            raise UserError(
+                f"{strangers[0]}: records are there, but no {RUN} that says how they were "
+                "made; score them with --score_only, or choose another --output"
+            )
         if earlier is None:
-            strangers = [path for path in self.record_files().values() if path.stat().st_size]
-            if strangers:
-                raise UserError(
-                    f"{strangers[0]}: records are there, but no {RUN} that says how they were "
-                    "made; score them with --score_only, or choose another --output"
-                )
             earlier = {"settings": dict(settings), "benchmarks": {}}
         changed = _differences(earlier.get("settings", {}), settings)
         known = earlier.get("benchmarks", {})
@@ -68,6 +68,28 @@ class Results:
             )
         earlier["benchmarks"] = {**known, **sources}
         self._write_run(earlier)
+
+    def _strangers(self, info: Mapping[str, Any]) -> list[Path]:
+        """Files that hold records, finished or not, of benchmarks that no run here began."""
+        files = sorted((self.output / "records").glob("*.jsonl"))
+        return [
+            path
+            for path in files
+            if path.stat().st_size
+            and path.name.removesuffix(".jsonl").removesuffix(".partial")
+            not in info.get("benchmarks", {})
+        ]
+
+    def check_finished(self, benchmark: str, keys: Sequence[Key]) -> None:
+        """Raises UserError where the finished records are not about just these judgements."""
+        path = self.records_file(benchmark)
+        found = {record.key for record in read_records(path, benchmark)}
+        absent, more = len(set(keys) - found), len(found - set(keys))
+        if absent or more:
+            raise UserError(
+                f"{path}: lacks {absent} of this run's {len(keys)} judgements, and has {more} that "
+                "are none of them; put back the file of this run, or delete it to judge again"
+            )
 
     def note(self, **facts: object) -> None:
         """Add what became known later, such as the prompt, to `RUN`. Raises UserError where it is

@@ -6,6 +6,7 @@ A training run is one too: `checkpoints/STEP/weights`, and the other files in `m
 """
 
 import gc
+import hashlib
 import logging
 import os
 import re
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 Format = Literal["huggingface", "gguf", "orbax", "adapters"]
 WEIGHTS = "weights"
 CHECKPOINTS, COMPANIONS = "checkpoints", "model"
+ENDS = 1 << 16  # bytes of each end of a file that a fingerprint reads
 
 
 def recognise(path: str | Path) -> tuple[Format, Path]:
@@ -72,6 +74,33 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
         names = ", ".join(file.name for file in files)
         raise UserError(f"{path} holds several GGUF files ({names}). Name one of them.")
     return "gguf", files[0]
+
+
+def default_dtype() -> str:
+    """To compute in where nothing else is said: float32 on CPU, bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 by which another checkpoint in the same place is known, the next one of a run too.
+
+    Over names, sizes and both ends of its files: weights differ there, and to read all takes long.
+    """
+    _, place = recognise(path)
+    digest = hashlib.sha256()
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    if place.is_dir() and companions(place) != place:
+        files += sorted(companions(place).rglob("*"))
+    for file in files:
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(ENDS))
+            opened.seek(max(size - ENDS, 0))
+            digest.update(opened.read(ENDS))
+    return digest.hexdigest()
 
 
 def _latest_checkpoint(directory: Path) -> Path:

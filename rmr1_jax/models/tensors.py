@@ -5,7 +5,7 @@ keep heads apart (`transformer.py`). The table says how each maps, for every for
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -229,8 +229,7 @@ def _piece(
     shape = tuple(stop - start for start, stop in bounds)
     first, last = bounds[0] if tensor.stacked else (0, 1)
     layer_shape = shape[1:] if tensor.stacked else shape
-    layer_bytes = math.prod(layer_shape) * dtype.itemsize
-    per_group = max(1, GROUP_BYTES // max(1, layer_bytes))
+    per_group = layers_at_once(layer_shape, dtype)
 
     def read_layers(start: int, stop: int) -> np.ndarray:
         group = np.empty((stop - start, *layer_shape), dtype)
@@ -247,14 +246,20 @@ def _piece(
         group = read_layers(start, min(start + per_group, last))
         # Unfinished transfers keep their source alive: waiting for each bounds the host memory.
         pieces = [
-            jax.block_until_ready(_put_layers(piece, jax.device_put(group, device), start - first))
+            jax.block_until_ready(put_layers(piece, jax.device_put(group, device), start - first))
             for piece, device in zip(pieces, devices, strict=True)
         ]
     return pieces
 
 
+def layers_at_once(layer_shape: Sequence[int], dtype: np.dtype) -> int:
+    """How many layers of a leaf go to a device together."""
+    return max(1, GROUP_BYTES // max(1, math.prod(layer_shape) * dtype.itemsize))
+
+
 @jax.jit(donate_argnums=0)
-def _put_layers(piece: jax.Array, group: jax.Array, start: int) -> jax.Array:
+def put_layers(piece: jax.Array, group: jax.Array, start: int) -> jax.Array:
+    """Some layers into a leaf, from layer `start` on."""
     return jax.lax.dynamic_update_slice_in_dim(piece, group, start, axis=0)
 
 

@@ -21,6 +21,7 @@ from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.kv_cache import KVCache
 from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
 from rmr1_jax.models.lora import logical_axes as lora_axes
+from rmr1_jax.models.tensors import layers_at_once, put_layers
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.ops.decode_attention import block_width
 from rmr1_jax.planning.rounds import (
@@ -105,9 +106,9 @@ def programs_of(
 ) -> tuple[Planned, ...]:
     """The programs of a recipe, in the order in which a step runs them."""
     params, base = weights_of(config, model, placement, lora, dtype)
-    if isinstance(config, SftConfig):
-        return _sft(config, model, placement, lengths, params, base, dtype)
-    return _grpo(config, model, placement, lengths, params, base, dtype)
+    of_stage: Any = _sft if isinstance(config, SftConfig) else _grpo
+    step: tuple[Planned, ...] = of_stage(config, model, placement, lengths, params, base, dtype)
+    return (_import(base or params, placement), *step)
 
 
 def weights_of(
@@ -343,6 +344,25 @@ def _live_share(cache: KVCache, rows: int, length: float) -> dict[int, float]:
     # Of the first and the last block of a row, which it fills in part, one is in excess.
     read = rows * (length + block_width(columns) - 1)
     return {_elements_on_chip(cache[0].value): min(read / (of_rows * columns), 1.0)}
+
+
+def _import(weights: Params, placement: Placement) -> Planned:
+    """Reading a checkpoint onto the devices (`models.tensors`), when they hold the most: all
+    weights, and some layers of the largest once more."""
+    largest = max(jax.tree.leaves(weights["layers"]), key=bytes_on_chip)
+    layers, *shape = largest.sharding.shard_shape(largest.shape)
+    some = min(layers, layers_at_once(shape, largest.dtype))
+    # Each device reads its own part, as if it were alone.
+    leaf, group = (
+        jax.ShapeDtypeStruct((n, *shape), largest.dtype, sharding=placement.replicated)
+        for n in (layers, some)
+    )
+    return Planned(
+        "import",
+        lambda: put_layers.lower(leaf, group, 0),
+        runs=0,
+        resident=bytes_on_chip(weights) - bytes_on_chip(leaf),
+    )
 
 
 def _start(learner: Learner, params: Params) -> Planned:

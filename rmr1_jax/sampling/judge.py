@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmr1_jax.judging import JudgePrompt, Message, Preference, load_prompt
-from rmr1_jax.models.checkpoint import load_config, load_model, load_tokenizer, prompt_of
+from rmr1_jax.models.checkpoint import (
+    default_dtype,
+    load_config,
+    load_model,
+    load_tokenizer,
+    prompt_of,
+)
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
@@ -21,14 +27,13 @@ from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
 from rmr1_jax.sampling.engine import unstack_layers
 from rmr1_jax.sampling.forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, forced
 from rmr1_jax.sampling.judgement import Judgement, Reader, too_long
-from rmr1_jax.sampling.queue import common_length
+from rmr1_jax.sampling.queue import common_length, worth_sharing
 
 __all__ = ["Judge", "Judgement", "Progress", "SamplingOptions", "choose_prompt"]
 
 # The assistant tag of the R1-distilled chat templates: such models get the reasoning prompt.
 R1_ASSISTANT_TAG = "<｜Assistant｜>"  # noqa: RUF001
 STREAM_STEPS = 8
-SHORTEST_PREFIX = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,12 @@ class Judge:
           slots: traces written at a time; by default 16 on CPU, 64 elsewhere.
           max_context: longest prompt and trace, in tokens; by default the model's.
         """
-        path, on_cpu = Path(path), jax.default_backend() == "cpu"
+        path = Path(path)
         config = load_config(path)
         tokenizer, stop_ids = load_tokenizer(path)
         judge_prompt, source = choose_prompt(prompt, prompt_of(path), tokenizer)
         device_mesh, placement = _placement(config, mesh)
-        compute = jnp.dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+        compute = jnp.dtype(dtype or default_dtype())
         _, params = load_model(path, dtype=compute.name, shardings=placement)
         weights = jax.jit(partial(unstack_layers, config, dtype=compute))(params)
         return cls(
@@ -113,7 +118,7 @@ class Judge:
             prompt_source=source,
             stop_ids=stop_ids,
             mesh=device_mesh,
-            slots=slots or (16 if on_cpu else 64),
+            slots=slots or (16 if jax.default_backend() == "cpu" else 64),
             max_context=max_context,
         )
 
@@ -255,8 +260,7 @@ class Judge:
             self.prompt_tokens(Preference("", (Message("user", text),), text, text))
             for text in ("Why?", "1 + 1")
         )
-        prefix = one[: common_length(one, other)]
-        return prefix if len(prefix) >= SHORTEST_PREFIX else []
+        return worth_sharing(one[: common_length(one, other)])
 
     def _request(self, tokens: list[int], options: SamplingOptions, index: int) -> Request:
         return Request(

@@ -21,6 +21,9 @@ FINISH_REASONS: dict[int, FinishReason | None] = {
 }
 
 
+SHORTEST_PREFIX = 64  # tokens
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt to be answered `group_size` times."""
@@ -57,6 +60,11 @@ def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
     """How many of the first tokens are the same."""
     pairs = zip(tokens, others, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
+
+
+def worth_sharing(prefix: Sequence[int]) -> list[int]:
+    """What prompts begin with, or nothing where it is too short to be worth a program."""
+    return list(prefix) if len(prefix) >= SHORTEST_PREFIX else []
 
 
 class Entry(NamedTuple):

@@ -53,7 +53,11 @@ def run(config: EvaluateConfig) -> int:
         first_alone(partial(make_pairs, config.preferences), about=config.preferences)
         make_grpo(config.model)
     if config.compare:
-        page = write_comparison([Path(path) for path in config.compare], Path(config.output))
+        page = write_comparison(
+            [Path(path) for path in config.compare],
+            Path(config.output),
+            samples=config.report_samples,
+        )
         print(f"comparison: {page}")
         return 0
     if config.import_logs:
@@ -101,6 +105,8 @@ def load_benchmarks(config: EvaluateConfig, results: Results) -> tuple[dict[str,
             say(f"  missing: {line}")
         if len(missing) > LISTED:
             say(f"  missing: {len(missing) - LISTED} parts more")
+        if missing and config.order == "published" and name != "preferences":
+            say("  which response is A is drawn for this part by itself, not as in published runs")
         if rejects.count:
             say(f"  {rejects.count} rows cannot be judged: see {rejects.path}")
     return loaded, rejected
@@ -116,10 +122,13 @@ def begin(
     settings = judge_settings(config) | {
         name: getattr(config, name) for name in ("order", "budget", "limit")
     }
-    sources = {
-        name: {"items": fingerprint(some), "missing": loaded[name].missing}
-        for name, some in tasks.items()
-    }
+    sources = {}
+    for name, some in tasks.items():
+        missing, there = list(loaded[name].missing), len(loaded[name].items)
+        asked = len(dict.fromkeys(task.item for task in some))
+        if asked < there:
+            missing.append(f"--limit: {asked:,} of the {there:,} pairs that are there")
+        sources[name] = {"items": fingerprint(some), "missing": missing}
 
     refuse_different(json.dumps(sources).encode(), about="the benchmarks")
 
@@ -172,7 +181,15 @@ def judge_benchmark(
 ) -> None:
     """Judge what is not judged yet; then put the records in the order of the data set."""
     rule, votes = cast(Rule, config.rule), config.votes
-    if decided_by_first(results.records_file(name).exists, about=results.output):
+    keys = [key for task in tasks for key in task.keys(votes)]
+
+    def finished() -> bool:
+        there = results.records_file(name).exists()
+        if there:
+            results.check_finished(name, keys)
+        return there
+
+    if decided_by_first(finished, about=results.output):
         say(f"{name}: is judged already")
         return
     with results.log(name) if is_first() else nullcontext() as log:
@@ -203,7 +220,7 @@ def judge_benchmark(
                         log.append(record.to_json())
                 progress.pair_done()
     if is_first():
-        results.finish(name, [key for task in tasks for key in task.keys(votes)], rule)
+        results.finish(name, keys, rule)
 
 
 def score(config: EvaluateConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`--stage=judge`: a file of pairs in, a file of verdicts out; or one pair on the terminal."""
 
-import hashlib
 import itertools
 import sys
 from collections import deque
@@ -329,19 +328,13 @@ def run_settings(config: JudgeConfig) -> dict[str, object]:
 
 def judge_settings(config: JudgeOptions) -> dict[str, object]:
     """What makes two judges write the same traces; slots and mesh do not matter."""
+    from rmr1_jax.models.checkpoint import default_dtype, fingerprint
+
     model = Path(config.model)
     sampling = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed"]
     return {
         "model": str(model.resolve()),
-        "model_config_sha256": _model_fingerprint(model),
-        **{name: getattr(config, name) for name in [*sampling, "votes", "max_context", "dtype"]},
+        "model_sha256": fingerprint(model) if model.exists() else "",
+        "dtype": config.dtype or default_dtype(),
+        **{name: getattr(config, name) for name in [*sampling, "votes", "max_context"]},
     }
-
-
-def _model_fingerprint(model: Path) -> str:
-    """SHA-256 of a directory's config.json, or of the start of a file, where a GGUF has its own."""
-    config = model / "config.json" if model.is_dir() else model
-    if not config.is_file():
-        return ""
-    with config.open("rb") as file:
-        return hashlib.sha256(file.read(2**20)).hexdigest()

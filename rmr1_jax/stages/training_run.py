@@ -18,7 +18,7 @@ from rmr1_jax.data.store import ExampleStore
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.adapted import write_lora
-from rmr1_jax.models.checkpoint import CHECKPOINTS, COMPANIONS, tokenizer_directory
+from rmr1_jax.models.checkpoint import CHECKPOINTS, COMPANIONS, default_dtype, tokenizer_directory
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_companions
 from rmr1_jax.models.lora import Lora, parse_targets
@@ -111,7 +111,7 @@ def starting_point(
 
 def dtype_of(config: TrainingConfig) -> str:
     """What is computed in: as asked for, else as the machine likes it."""
-    return config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return config.dtype or default_dtype()
 
 
 def verdict_check(

@@ -105,6 +105,7 @@ class Grpo:
             slots=config.rollout.slots or (CPU_SLOTS if on_cpu else ACCELERATOR_SLOTS),
             max_new_tokens=config.rollout.max_response,
             stop_ids=stop_ids,
+            prefix=prompts.shared.tolist(),
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
             top_k=config.rollout.top_k,

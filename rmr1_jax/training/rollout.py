@@ -11,6 +11,7 @@ from rmr1_jax.errors import UserError
 from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
+from rmr1_jax.sampling.queue import worth_sharing
 from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.resharding import decoding_mesh, make_reshard
 
@@ -30,6 +31,7 @@ class Rollout:
       slots: samples written at the same time, over all devices.
       max_new_tokens: the longest response; less where the model's context ends before.
       stop_ids: tokens that end a response.
+      prefix: tokens that prompts begin with, computed once a call of `sample` for all of them.
       temperature, top_p, top_k: of the distribution that is drawn from.
 
     Attributes:
@@ -47,12 +49,13 @@ class Rollout:
         slots: int,
         max_new_tokens: int,
         stop_ids: Sequence[int],
+        prefix: Sequence[int] = (),
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
     ) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
-        self.stop_ids = tuple(sorted(set(stop_ids)))
+        self.stop_ids, self.prefix = tuple(sorted(set(stop_ids))), worth_sharing(prefix)
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.reshard_seconds = 0.0
         self._reshard = make_reshard(model, placement, dtype)
@@ -110,7 +113,10 @@ class Rollout:
                 on_progress(work.live_row_steps, len(groups))
 
         for position, samples in self.engine.generate(
-            requests, max_new_tokens=self.max_new_tokens, after_chunk=report
+            requests,
+            max_new_tokens=self.max_new_tokens,
+            after_chunk=report,
+            prefix=self.prefix,
         ):
             groups[position] = samples
         report(self.work)

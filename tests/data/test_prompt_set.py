@@ -141,6 +141,17 @@ class TestLayouts:
         with pytest.raises(UserError, match=r"holds pairs, and no prompt .* --data.prompt"):
             open_prompts(write([pair(0)]), chatml, None, max_prompt=LONG)
 
+    def test_tells_what_all_prompts_begin_with(
+        self, write: Callable[..., str], chatml: PreTrainedTokenizerFast
+    ) -> None:
+        source = write([pair(number) for number in range(5)])
+        prompts = open_prompts(source, chatml, chain_of_rubrics(), max_prompt=LONG)
+        shared = prompts.shared.tolist()
+        begins = [prompts[index].tokens.tolist()[: len(shared) + 1] for index in range(5)]
+        assert all(tokens[:-1] == shared for tokens in begins)
+        assert len({tokens[-1] for tokens in begins}) > 1
+        assert (chain_of_rubrics().system or "no system message") in chatml.decode(shared)
+
 
 class TestDropped:
     def test_records_are_counted_and_said(

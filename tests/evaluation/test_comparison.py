@@ -48,6 +48,14 @@ def test_a_part_of_a_benchmark_is_compared_with_the_whole() -> None:
     assert [each["key"]["id"] for each in found["disagree"]] == ["pair 3"]
 
 
+def test_another_question_under_the_same_name_is_not_compared() -> None:
+    one, other = run("AAB", prompt="x"), run("ABB", prompt="x")
+    other["preferences"][0] = replace(other["preferences"][0], prompt="y")
+    other["preferences"][1] = replace(other["preferences"][1], prompt=None)  # may be the same
+    found = compare([("one", one), ("other", other)], replicates=10)["benchmarks"]["preferences"]
+    assert found["pairs"] == 2 and found["unmatched"] == [1, 1]
+
+
 def test_a_headline_of_plain_accuracy_differs_as_accuracy_does() -> None:
     found = compared("AABB" * 50, "AABA" * 10 + "AABB" * 40, replicates=500)
     ((headline,), (plain,)) = found["headline_differences"]["overall"], found["differences"]

@@ -110,6 +110,20 @@ class TestLayouts:
         scores = rm_bench.make_table(imported.records["rm_bench"]).details()["matrix"]
         assert scores["corrected"] == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]
 
+    def test_rm_bench_in_files_of_unlike_length(self, tmp_path: Path) -> None:
+        for number, rows in ((1, 5), (2, 2), (3, 1)):
+            data = [
+                {
+                    "id": f"chat/{n}", "prompt": f"Q{n}", "domain": "chat", "chosen": ["c"] * 3,
+                    "rejected": ["r"] * 3, "output": ["[[A]]"] * 3, SHUFFLED: [False] * 3,
+                }
+                for n in range(rows)
+            ]  # fmt: skip
+            write(tmp_path / f"total_dataset_{number}_some-model.json", data)
+        imported = import_logs(tmp_path)
+        assert not imported.problems
+        assert len(imported.records["rm_bench"]) == 3 * (5 + 2 + 1)
+
     def test_rmb(self, tmp_path: Path) -> None:
         best = "BoN_set/Helpfulness/Chat/Discussion"
         pair = {"pair_uid": "10", "category_path": "Pairwise_set/Harmlessness/S1"}

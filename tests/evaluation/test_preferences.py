@@ -64,7 +64,8 @@ class TestLoad:
     ) -> None:
         rejects = Rejects()
         items, missing = load(str(shared_data / "pref" / name), rejects)
-        assert (len(items), len(rejects.found), missing) == (count, rejected, [])
+        said = [f"{rejected} of {count + rejected:,} records"] if rejected else []
+        assert (len(items), len(rejects.found), missing) == (count, rejected, said)
         assert items[0].group == group
         assert all(item.pair.label == "A" for item in items)
 
@@ -97,7 +98,8 @@ class TestLoad:
             PAIR | {"label": "A", "id": "y"},
         ]
         rejects = Rejects()
-        items = load(write(tmp_path / "x.jsonl", rows), rejects).items
+        items, missing = load(write(tmp_path / "x.jsonl", rows), rejects)
+        assert missing == ["4 of 6 records"]
         assert [(item.id, item.draw) for item in items] == [("x", 0), ("y", 5)]
         assert dict(rejects.found) == {
             2: 'label: is missing; say which response won, "A" or "B"',

@@ -69,6 +69,10 @@ class TestWithoutAVerdict:
             record = record_from_json({**line, "trace": trace})
             assert (record.verdict, record.problem, record.correct) == (verdict, problem, correct)
 
+    def test_a_null_verdict_gets_its_reason_from_the_trace(self) -> None:
+        line = {**LINE, "verdict": None, "correct": 0, "trace": "[[A]] [[B]]"}
+        assert record_from_json(line).problem == "both"
+
     def test_a_trace_that_was_cut_stays_truncated(self) -> None:
         line = {name: LINE[name] for name in LINE if name not in ("verdict", "correct")}
         record = record_from_json({**line, "trace": "and", "problem": "truncated"})
@@ -107,6 +111,9 @@ def test_the_rule_that_is_asked_for_decides_what_no_verdict_is_worth() -> None:
         ({"id": None}, "id: is missing"),
         ({"index": "7"}, 'index: is "7"; it must be a whole number'),
         ({"index": True}, "index: is true; it must be a whole number"),
+        ({"index": -1}, "index: is -1; it must be 0 or more"),
+        ({"seconds": float("nan")}, "seconds: is nan; it must be 0 or more"),
+        ({"confidence": 97}, "confidence: is 97; it must be 0 to 1"),
         ({"group": None}, "group: is missing"),
         ({"cell": [1]}, r"cell: is \[1\]; it must be"),
         ({"correct": 2}, "correct: is 2; it must be 0, 0.5 or 1"),

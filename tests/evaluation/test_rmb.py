@@ -1,6 +1,7 @@
 """RMB: pairs, Best-of-N queries, and the folder tree that they come in."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class TestScores:
     def test_a_query_counts_if_all_of_it_is_right(self, rights: list[int], expected: int) -> None:
         found = values(make_table(query("7", rights)))
         assert found["bon_helpfulness"] == found[f"scenarios.{BEST}"] == expected
+
+    def test_a_pair_that_is_there_twice_is_refused(self) -> None:
+        again = [replace(each, index=9, correct=0.0) for each in pairs([1])]
+        with pytest.raises(UserError, match="records of two runs are mixed"):
+            make_table([*pairs([1]), *again])
 
     def test_half_right_is_not_right(self) -> None:
         half = Record("rmb", "7", 0, BEST, ("7", 1), "A", None, "none", 0.5)

@@ -56,6 +56,32 @@ class TestOneDirectoryIsOneRun:
         with pytest.raises(UserError, match=r"no run\.json .* --score_only"):
             results.begin(SETTINGS, {})
 
+    def test_nor_are_those_that_a_run_did_not_finish(self, results: Results) -> None:
+        with results.log("rmb") as log:
+            log.append(record(0).to_json())
+        (results.output / "run.json").unlink()
+        with pytest.raises(UserError, match=r"rmb\.partial\.jsonl: .* no run\.json"):
+            results.begin(SETTINGS, {"rmb": {"items": "abc"}})
+
+    def test_nor_those_of_a_benchmark_that_no_run_here_began(self, results: Results) -> None:
+        results.write_records("rewardbench", [record(0, benchmark="rewardbench")])
+        with pytest.raises(UserError, match=r"rewardbench\.jsonl: records are there"):
+            results.begin(SETTINGS, {"rewardbench": {"items": "def"}})
+
+    @pytest.mark.parametrize(
+        ("there", "said"), [([0], "lacks 1 of"), ([0, 1, 2], "has 1 that are none"), ([0, 1], "")]
+    )
+    def test_finished_records_must_be_those_of_the_run(
+        self, results: Results, there: list[int], said: str
+    ) -> None:
+        results.write_records("rmb", [record(n) for n in there])
+        keys = [record(n).key for n in range(2)]
+        if not said:
+            results.check_finished("rmb", keys)
+            return
+        with pytest.raises(UserError, match=said):
+            results.check_finished("rmb", keys)
+
     def test_a_damaged_memory_is_named(self, results: Results) -> None:
         (results.output / "run.json").write_text("{")
         with pytest.raises(UserError, match=r"run\.json: cannot be read"):

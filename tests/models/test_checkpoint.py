@@ -13,6 +13,7 @@ import pytest
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import (
+    fingerprint,
     load_config,
     load_extra,
     load_model,
@@ -116,6 +117,23 @@ def test_damaged_weights_are_one_clear_line(
     assert "extra: layers/attention/" in message
     assert "layers/mlp/up/kernel [3, 32, 48] instead of [2, 32, 48]" in message
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_another_checkpoint_in_the_same_place_has_another_fingerprint(
+    tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint("llama"), run / "model")
+    for step in (100, 200):
+        weights = run / "checkpoints" / str(step) / "weights"
+        weights.mkdir(parents=True)
+        (weights / "data").write_bytes(b"%d" % step * 100_000)
+    latest = fingerprint(run)
+    assert latest == fingerprint(run / "checkpoints" / "200")
+    assert latest != fingerprint(run / "checkpoints" / "100")
+    weights = run / "checkpoints" / "200" / "weights" / "data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"1")  # of the same size
+    assert fingerprint(run) != latest
 
 
 def test_the_format_is_recognised(tiny_checkpoint: Make, tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ class TestARun:
         evaluation.run("--limit=3")
         assert [record["id"] for record in evaluation.records()] == ["0", "3", "6"]
         assert [record["chosen_position"] for record in evaluation.records()] == ["B", "B", "A"]
+        assert (
+            "--limit: 3 of the 9 pairs that are there"
+            in evaluation.scores()["rewardbench"]["missing"]
+        )
 
 
 class TestGoingOn:

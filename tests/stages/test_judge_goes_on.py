@@ -94,7 +94,7 @@ def test_another_model_in_the_same_place_is_refused(
     stage.run([stage.pair(1)])
     (stage.model / "config.json").write_text('{"vocab_size": 5}')
     assert stage.run() == 2
-    assert "model_config_sha256 was" in capsys.readouterr().err
+    assert "model_sha256 was" in capsys.readouterr().err
 
 
 def test_slots_and_mesh_may_change(stage: Any) -> None:

@@ -61,7 +61,10 @@ def test_every_program_of_an_sft_recipe(
 ) -> None:
     status, found = plan(tmp_path, SFT, f"--model={model}", "--topology=v5e:2x2")
     assert status == 0 and found["fits"] and found["chips"] == 4
-    assert set(found["programs"]) == {"optimizer start", "update"}
+    assert set(found["programs"]) == {"import", "optimizer start", "update"}
+    read = found["programs"]["import"]
+    # The weights of a device, of which the update holds the moments, too.
+    assert 0 < read["memory"]["peak"] < found["programs"]["update"]["memory"]["arguments"]
     update = found["programs"]["update"]
     assert 0 < update["memory"]["peak"] < found["hbm"]
     # Every weight is gathered, and every gradient sent back.
@@ -79,6 +82,7 @@ def test_every_program_of_a_grpo_recipe(tmp_path: Path, model: Path) -> None:
     status, found = plan(tmp_path, GRPO, *options)
     assert status == 0
     assert set(found["programs"]) == {
+        "import",
         "optimizer start",
         "reshard",
         "rollout",

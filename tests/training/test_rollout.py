@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 
 from rmr1_jax.data.prompt_set import Prompt
 from rmr1_jax.errors import UserError
+from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import Lora, combine, merge, random_adapters
 from rmr1_jax.models.transformer import Params, logical_axes, random_params, with_params
 from rmr1_jax.ops.cross_entropy import target_logprobs
@@ -48,7 +50,7 @@ def placed_params(placement: Placement, seed: int = 1) -> Params:
     return jax.jit(make, out_shardings=placement.of(logical_axes(CONFIG)))()
 
 
-def make_rollout(placement: Placement, **options: Any) -> Rollout:
+def make_rollout(placement: Placement, model: ModelConfig = CONFIG, **options: Any) -> Rollout:
     defaults: dict[str, Any] = {
         "dtype": jnp.float32,
         "group_size": GROUP,
@@ -56,7 +58,7 @@ def make_rollout(placement: Placement, **options: Any) -> Rollout:
         "max_new_tokens": LONGEST,
         "stop_ids": STOP_IDS,
     }
-    return Rollout(CONFIG, placement, **defaults | options)
+    return Rollout(model, placement, **defaults | options)
 
 
 @cache
@@ -201,6 +203,28 @@ def test_progress_tells_tokens_and_finished_groups(on_one_device: Rollout) -> No
 def test_a_prompt_is_computed_once_for_its_group(on_one_device: Rollout) -> None:
     on_one_device.sample(random_prompts(), indices=range(4), seed=0)
     assert on_one_device.work.prefill_tokens == 4 * 128  # one chunk each, not one a sample
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) -> None:
+    placement, model = placement_on(shape), replace(CONFIG, max_position=512)
+    rng = np.random.default_rng(11)
+    told = rng.integers(0, VOCAB, 300)
+    prompts = [
+        Prompt(f"p{n}", np.concatenate([told, rng.integers(0, VOCAB, n)]), "A") for n in (2, 30, 77)
+    ]
+    found, computed = [], []
+    for prefix in ((), told.tolist()):
+        rollout = make_rollout(placement, model, prefix=prefix)
+        rollout.reshard(placed_params(placement))
+        found.append(rollout.sample(prompts, indices=range(3), seed=7))
+        computed.append(rollout.work.prefill_tokens)
+    assert tokens_of(found[0]) == tokens_of(found[1])
+    for alone, sharing in zip(*map(chain.from_iterable, found), strict=True):
+        np.testing.assert_allclose(alone.logprobs, sharing.logprobs, atol=1e-4)
+    groups = math.prod(shape[:2])
+    # Chunks of 256 positions, and of 128 where prompts are no longer.
+    assert computed == [3 * 512, groups * 512 + 3 * 128]
 
 
 # ---- on which weights
