@@ -164,7 +164,8 @@ class GrpoConfig:
     micro_rows: int = 1
     """Packed rows a device computes at a time; the rest of an update is accumulated."""
     remat: str = "full"
-    """What the backward pass computes again: none, dots (all but matrix products) or full."""
+    """What the backward pass computes again: none, dots (all but matrix products and attention),
+    attention (all but attention) or full."""
     dtype: str = ""
     """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""

@@ -6,7 +6,7 @@ from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
 from rmr1_jax.errors import UserError
 
 REDUCTIONS = ("sequence_mean", "token_mean")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "attention", "full")
 OVERLONG = ("truncate", "drop")
 
 
@@ -137,7 +137,8 @@ class SftConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     remat: str = "full"
-    """What the backward pass computes again: none, dots (all but matrix products) or full."""
+    """What the backward pass computes again: none, dots (all but matrix products and attention),
+    attention (all but attention) or full."""
     dtype: str = ""
     """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""

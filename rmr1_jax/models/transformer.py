@@ -29,13 +29,15 @@ Attend = Callable[
 ]
 Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
 
-# What of a layer is kept for the backward pass: all, the matrix products, or only its input.
-Remat = Literal["none", "dots", "full"]
+# What of a layer is kept for the backward pass: all, the matrix products, its input and what
+# attention gave, or only its input.
+Remat = Literal["none", "dots", "attention", "full"]
 _keep = jax.checkpoint_policies
 POLICIES = {
     "dots": _keep.save_from_both_policies(
         _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names(KEPT)
     ),
+    "attention": _keep.save_only_these_names(KEPT),
     "full": _keep.nothing_saveable,
 }
 

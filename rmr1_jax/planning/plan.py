@@ -144,7 +144,7 @@ def variants(recipe: Recipe, model: ModelConfig, topology: Topology) -> list[Rec
     found = []
     tensor = 1
     while tensor <= min(model.num_kv_heads, topology.chips):
-        for remat in ("dots", "full"):
+        for remat in ("dots", "attention", "full"):
             for split in (False, True) if tensor > 1 else (False,):
                 mesh = f"{outer}fsdp=-1" + (f",tensor={tensor}" if tensor > 1 else "")
                 found.append(replace(recipe, mesh=mesh, remat=remat, split_sequence=split))

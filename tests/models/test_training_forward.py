@@ -95,7 +95,7 @@ def one_device(tied: bool) -> tuple[Any, Any]:
     return params, jax.jit(step)(params)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
 def test_what_is_computed_again_changes_no_gradient(remat: Remat) -> None:
     params, expected = one_device(tied=True)
     config, given = config_of(tie_embeddings=True), batch()
@@ -113,7 +113,7 @@ def test_each_policy_keeps_less_than_the_one_before() -> None:
         memory: Any = step.lower(shapes).compile().memory_analysis()
         return int(memory.temp_size_in_bytes)
 
-    assert memory("full") < memory("dots") < memory("none")
+    assert memory("full") < memory("attention") < memory("dots") < memory("none")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_losses_norms_and_weights_are_those_of_torch(
         )
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
 def test_what_is_computed_again_changes_nothing(
     remat: Remat, model_dir: Callable[[str], Path], packed: MakePacked
 ) -> None:
