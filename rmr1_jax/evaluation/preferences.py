@@ -26,8 +26,9 @@ from rmr1_jax.evaluation.record import Record, Rule
 from rmr1_jax.judging import RecordError
 
 NAME = "preferences"
-# The first of these fields that a record has says what group it is of.
-GROUPS = ("source", "type", "subset", "category")
+# A record's group is its source and its type; the first of these fields that it has is the type.
+TYPES = ("type", "subset", "category")
+WITHIN = " > "
 
 
 def load(source: str, rejects: Rejects) -> Loaded:
@@ -95,12 +96,25 @@ def _decoded(row: Row, last: bool) -> object:
 def _group(record: object, row: Row) -> str:
     if isinstance(record, Example):
         return record.source
-    if isinstance(record, Mapping):
-        for field in GROUPS:
-            value = record.get(field)
-            if isinstance(value, str) and value.strip():
-                return value
-    return row.place.rstrip("/").rpartition("/")[2]
+    said = record if isinstance(record, Mapping) else {}
+    texts = {
+        field: value
+        for field in ("source", *TYPES)
+        if isinstance(value := said.get(field), str) and value.strip()
+    }
+    type_ = next((texts[field] for field in TYPES if field in texts), None)
+    parts = [each for each in (texts.get("source"), type_) if each is not None]
+    return WITHIN.join(parts) or row.place.rstrip("/").rpartition("/")[2]
+
+
+def _sources_and_types(groups: Sequence[str]) -> dict[str, list[int]]:
+    """What is scored: each group, and before several groups of one source that source."""
+    of_source: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        of_source.setdefault(group.split(WITHIN)[0], []).append(number)
+    scored = {source: numbers for source, numbers in of_source.items() if len(numbers) > 1}
+    scored |= {group: [number] for number, group in enumerate(groups)}
+    return dict(sorted(scored.items()))
 
 
 class PreferencesTable:
@@ -119,20 +133,25 @@ class PreferencesTable:
         self._items = np.bincount(group, minlength=len(self._groups))
         whole = np.bincount(group[found.judged_throughout], minlength=len(self._groups))
         self._complete = whole == self._items
+        self._scored = _sources_and_types(self._groups)
 
     def values(self, weights: Float[np.ndarray, " prompts"]) -> dict[str, float]:
         right, total = self._sums(weights)
-        groups = mean_of_present(ratio(right, total), 0).tolist()
-        overall = float(mean_of_present(ratio(right.sum(1), total.sum(1)), 0))
-        return {"overall": overall} | {
-            f"groups.{group}": value for group, value in zip(self._groups, groups, strict=True)
+
+        def accuracy(numbers: Sequence[int]) -> float:
+            passes = ratio(right[:, numbers].sum(1), total[:, numbers].sum(1))
+            return float(mean_of_present(passes, 0))
+
+        return {"overall": accuracy(range(len(self._groups)))} | {
+            f"groups.{name}": accuracy(numbers) for name, numbers in self._scored.items()
         }
 
     def support(self) -> dict[str, tuple[int, bool]]:
         count = int(self._items.sum())
         support = {"overall": (count, count > 0 and bool(self._complete.all()))}
-        for number, group in enumerate(self._groups):
-            support[f"groups.{group}"] = (int(self._items[number]), bool(self._complete[number]))
+        for name, numbers in self._scored.items():
+            complete = bool(self._complete[numbers].all())
+            support[f"groups.{name}"] = (int(self._items[numbers].sum()), complete)
         return support
 
     def details(self) -> dict[str, Any]:

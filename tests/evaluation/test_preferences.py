@@ -39,6 +39,24 @@ class TestScores:
         }
         assert values(table, [0, 1, 0, 1])["overall"] == 0.5
 
+    def test_by_source_and_within_it_by_type(self) -> None:
+        rights = {"forum > law": [1, 0], "forum > math": [1, 1], "exam > math": [0]}
+        table = make_table(
+            [
+                judged("preferences", right, id=f"{group}{number}", group=group)
+                for group, each in rights.items()
+                for number, right in enumerate(each)
+            ]
+        )
+        assert values(table) == {
+            "overall": 0.6,
+            "groups.exam > math": 0.0,
+            "groups.forum": 0.75,
+            "groups.forum > law": 0.5,
+            "groups.forum > math": 1.0,
+        }
+        assert table.support()["groups.forum"] == (4, True)
+
     def test_a_pass_that_is_not_whole_is_not_complete(self) -> None:
         records = [
             judged("preferences", 1, id="a"),
@@ -86,7 +104,7 @@ class TestLoad:
         ]
         source = write(tmp_path / "mine.jsonl", [labelled | each for each in said])
         groups = [item.group for item in load(source, Rejects()).items]
-        assert groups == ["forum", "chat", "hard", "law", "mine.jsonl"]
+        assert groups == ["forum > chat", "chat", "hard", "law", "mine.jsonl"]
 
     def test_what_cannot_be_judged_is_rejected(self, tmp_path: Path) -> None:
         rows = [
