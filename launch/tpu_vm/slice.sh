@@ -91,7 +91,7 @@ be_active() {
 
 # Whether machines are gone whose request does not say so yet.
 are_gone() {
-    ask gcloud compute tpus tpu-vm list "${PLACE[@]}" "--filter=name ~ ^$opt_name(-[0-9]+)?\$" \
+    ask gcloud compute tpus tpu-vm list "${PLACE[@]}" "--filter=name ~ \"(^|/)$opt_name(-[0-9]+)?\$\"" \
         '--format=value(state)' && grep -qE 'PREEMPTED|TERMINATED|STOPPED' <<<"$ANSWER"
 }
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import jax
+
 from rmr1_jax.config import GrpoConfig, PlanConfig, SftConfig
 from rmr1_jax.config.plan import PUBLISHED_PAIRS, PUBLISHED_TRACES
 from rmr1_jax.errors import UserError
@@ -187,5 +189,7 @@ def search(planner: Planner, first: Plan) -> list[Plan]:
 def _tried(planner: Planner, recipe: Recipe) -> Plan | None:
     try:
         return planner.plan(recipe, until_too_big=True)
-    except UserError:  # a mesh that the model does not divide by
+    # A mesh that the model does not divide by, or what the compiler refuses for some other reason
+    # than memory: others may do.
+    except (UserError, jax.errors.JaxRuntimeError):
         return None

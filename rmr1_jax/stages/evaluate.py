@@ -26,6 +26,7 @@ from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.evaluation.store import Results, item_to_json
+from rmr1_jax.parallel.multihost import is_one_of_several
 from rmr1_jax.parallel.processes import (
     decided_by_first,
     first_alone,
@@ -52,6 +53,9 @@ def run(config: EvaluateConfig) -> int:
     if config.model:
         first_alone(partial(make_pairs, config.preferences), about=config.preferences)
         make_grpo(config.model)
+    alone = config.compare or config.import_logs or config.score_only
+    if alone and is_one_of_several() and not is_first():
+        return 0  # nothing is judged: there is work for one process
     if config.compare:
         page = write_comparison(
             [Path(path) for path in config.compare],
