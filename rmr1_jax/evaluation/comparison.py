@@ -31,11 +31,11 @@ def compare(
     """The runs, each with its name and records, on the judgements that all of them made.
 
     Judgements are the same where group, id, cell and place of the chosen response are, and the
-    question as far as the records tell; several
-    samples are one judgement by majority. Intervals are of the paired bootstrap: each replicate
-    draws the same prompts for all runs. What other runs lack is counted as `unmatched` for each
-    run, and benchmarks without a shared judgement are named in `not_compared`. Returns what
-    `comparison.json` holds. Raises UserError where nothing can be compared.
+    question as far as the records tell; several samples are one judgement by majority. Intervals
+    are of the paired bootstrap: each replicate draws the same prompts for all runs. What other runs
+    lack is counted as `unmatched` for each run, and benchmarks without a shared judgement are named
+    in `not_compared`. Returns what `comparison.json` holds. Raises UserError where nothing can be
+    compared.
     """
     if len(runs) < 2:
         raise UserError(f"one run cannot be compared; give two or more, found {len(runs)}")

@@ -111,7 +111,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_does(
     assert found["programs"]["update"]["excess"] > 0 and found["hours"] is None
     assert found["proposal"]["fits"] and "--micro_rows" not in found["proposal"]["options"]
     said = capsys.readouterr().out
-    assert "update does not fit: " in said and "this fits: --mesh=fsdp=-1 --remat=" in said
+    assert "update does not fit: " in said and "this fits: --mesh=fsdp=-1 --remat=full" in said
 
 
 def test_a_search_ranks_what_fits(tmp_path: Path, model: Path) -> None:
