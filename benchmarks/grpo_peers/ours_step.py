@@ -1,7 +1,7 @@
 """Our own GRPO steps: `training.grpo_run.Grpo`, as `--stage=grpo` runs it, in a process like the
 peers' and forced to the same lengths."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from benchmarks.grpo_peers.conversation import Benchmark, Job, Measured, reward
 from rmr1_jax.config import GrpoConfig, OptimizerConfig
 from rmr1_jax.config.grpo import ObjectiveConfig, PromptsConfig, RolloutConfig
-from rmr1_jax.data.prompt_set import Prompt, PromptSet
+from rmr1_jax.data.prompt_set import PromptCounts, PromptSet
+from rmr1_jax.data.token_cache import Lengths
 from rmr1_jax.main import quiet_libraries
 from rmr1_jax.models.checkpoint import load_config
 from rmr1_jax.sampling import engine
@@ -88,7 +89,7 @@ def make_run(job: Job) -> Grpo:
     return Grpo(
         config,
         model,
-        cast(PromptSet, Prompts(job)),
+        prompt_set(job),
         placement,
         weights(),
         {},
@@ -100,20 +101,17 @@ def make_run(job: Job) -> Grpo:
     )
 
 
-class Prompts:
-    """The job's, as a set of labelled prompts. Each step takes all of them."""
-
-    orders = 1
-    fingerprint = ""
-
-    def __init__(self, job: Job) -> None:
-        self._prompts = job.prompts
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return Prompt(str(index), np.array(self._prompts[index], np.int32), "A")
+def prompt_set(job: Job) -> PromptSet:
+    """The job's prompts. Which answer is right, the job's reward does not ask."""
+    lengths = np.array([len(prompt) for prompt in job.prompts])
+    count = len(lengths)
+    return PromptSet(
+        tokens=np.concatenate([np.array(prompt, np.int32) for prompt in job.prompts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=np.zeros(count, np.int8),
+        ids=tuple(map(str, range(count))),
+        counts=PromptCounts(count, count, {}, Lengths.of(lengths)),
+    )
 
 
 def force_lengths(job: Job) -> None:

@@ -105,11 +105,11 @@ def test_samples_follow_the_distribution_of_the_model(
     many = Engine(config, weights, slots=256, group_size=samples)
     [found] = answers(many, [Request(prompt, 1, temperature=1.0)])
     counts = np.bincount([int(sample.tokens[0]) for sample in found], minlength=VOCAB)
-    expected = np.asarray(jax.nn.softmax(logits_of(prompt)[-1])) * samples
+    expected = np.asarray(jax.nn.softmax(logits_of(prompt)[-1]), np.float64) * samples
     likely = expected >= 5
     observed = np.append(counts[likely], counts[~likely].sum())
     wanted = np.append(expected[likely], expected[~likely].sum())
-    assert chisquare(observed, wanted * samples / wanted.sum()).pvalue > 1e-3
+    assert chisquare(observed, wanted * (samples / wanted.sum())).pvalue > 1e-3
 
 
 def test_a_stop_id_ends_a_response_and_is_its_last_token(
