@@ -142,7 +142,6 @@ def judgement(record: Record, title: str | None = None, *, voted: bool = False) 
         "confidence": None if record.confidence is None else number(record.confidence),
         "tokens": record.trace_tokens,
         "prompt_tokens": record.prompt_tokens,
-        "seconds": None if record.seconds is None else number(record.seconds),
         "vote": record.sample + 1 if voted else None,
         "trace": None if record.trace is None else list(in_pieces(record.trace)),
     }

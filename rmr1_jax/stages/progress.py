@@ -58,10 +58,10 @@ class JudgingProgress(LiveProgress):
 
     def pair_done(self) -> None:
         self._done += 1
-        self._show()
+        self._show(last=self._done == self._total)
 
-    def _show(self) -> None:
-        self._update(self._done, self._line, speed=self.tokens_per_second)
+    def _show(self, *, last: bool = False) -> None:
+        self._update(self._done, self._line, last=last, speed=self.tokens_per_second)
 
     def _line(self) -> str:
         left = "unknown"

@@ -47,3 +47,12 @@ def test_tokens_add_up_when_the_judge_is_called_again(clock: list[float]) -> Non
     for tokens in (10, 30, 5, 20):
         shown.tokens_written(tokens)
     assert shown.tokens == 50
+
+
+def test_the_last_pair_gets_a_plain_line_however_soon(clock: list[float]) -> None:
+    out = io.StringIO()
+    with JudgingProgress(total=1, done=0, console=Console(file=out)) as shown:
+        clock[0] += 1
+        shown.tokens_written(7)
+        shown.pair_done()
+    assert out.getvalue() == "1 of 1 pairs, 7 tokens/s, time left 0 s\n"
