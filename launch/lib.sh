@@ -133,6 +133,16 @@ rest_option() {
     return 0
 }
 
+# How long processes wait for one another: machines of one run come at different times.
+JOIN=--join_timeout=1800
+
+# find_one_another METHOD: for the processes of a run, unless the caller has said how
+find_one_another() {
+    # That every process takes itself for the only one is the failure that destroys a run.
+    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=("--distributed=$1" "${REST[@]}")
+    [[ $(rest_option join_timeout) ]] || REST=("$JOIN" "${REST[@]}")
+}
+
 has_tool() { command -v "$1" >/dev/null 2>&1; }
 tool() { has_tool "$1" || die "$1 is not installed or not on the PATH: $2"; }
 
@@ -249,6 +259,5 @@ check_pods() {
             die "--$option=$place lies in the pod, and is lost with it: put it under /mnt/shared"
     done
     [[ $(rest_option workdir)$(rest_option output) ]] || die "name where the run is kept: --workdir=/mnt/shared/runs/$opt_name"
-    # That every pod takes itself for the only one is the failure that destroys a run.
-    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=(--distributed=gke "${REST[@]}")
+    find_one_another gke
 }

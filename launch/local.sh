@@ -5,7 +5,7 @@
 #
 # Commands, each of which may be repeated:
 #   setup    make the environment and install the package (what is there already stays)
-#   run      setup, then run; ^C and SIGTERM reach the run, which saves first
+#   run      setup, then run; ^C and SIGTERM reach the run, which saves first; ^C again ends it at once
 #
 #   --device=KIND       cpu, cuda or tpu
 #   --processes=N       split the run over N processes of this machine (1); with cuda, each gets its
@@ -28,6 +28,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 opt_device='' opt_processes=1 opt_gpus=8 opt_port=12321 opt_venv=$REPOSITORY/.venv opt_env_file=''
 opt_log_dir=$REPOSITORY/runs/logs
 PIDS=()
+STATE=starting # then running, stopping; or the signal that came while starting
 
 setup() {
     local extra='' stamp
@@ -59,28 +60,45 @@ start() {
     command+=("${REST[@]}")
     show "${command[@]}"
     if dry; then return; fi
+    # Job control puts it into a process group of its own, which ^C at a terminal does not reach, and
+    # leaves it SIGINT, which bash has others in the background ignore.
+    set -m
     if (($1 == 0)); then
-        "${command[@]}" &
+        "${command[@]}" </dev/null &
     else
-        "${command[@]}" >"$opt_log_dir/process_$1.log" 2>&1 &
+        "${command[@]}" </dev/null >"$opt_log_dir/process_$1.log" 2>&1 &
     fi
+    set +m
     PIDS+=($!)
 }
 
+# stop SIGNAL: hands the first one on, once all are started; ^C after that kills them, and whatever
+# they have started.
+stop() {
+    if [[ $STATE == starting ]]; then
+        STATE=$1
+    elif [[ $STATE == running ]]; then
+        STATE=stopping
+        kill "-$1" "${PIDS[@]}" 2>/dev/null || true
+    elif [[ $1 == INT ]]; then
+        kill -KILL -- "${PIDS[@]/#/-}" 2>/dev/null || true
+    fi
+}
+
 run() {
-    local number pid status result=0
+    local number pid signal status result=0
     if ((opt_processes > 1)); then attempt "making the folder of the logs" mkdir -p "$opt_log_dir"; fi
     load_env_file "$opt_env_file"
-    trap 'kill -TERM "${PIDS[@]}" 2>/dev/null || true' TERM
-    trap 'kill -INT "${PIDS[@]}" 2>/dev/null || true' INT
+    trap 'stop TERM' TERM HUP
+    trap 'stop INT' INT
     for ((number = 0; number < opt_processes; number++)); do start "$number"; done
+    signal=$STATE STATE=running
+    if [[ $signal != starting ]]; then stop "$signal"; fi
     for number in "${!PIDS[@]}"; do
         pid=${PIDS[$number]}
-        while :; do # a signal ends the wait, not the process
-            status=0
-            wait "$pid" || status=$?
-            kill -0 "$pid" 2>/dev/null || break
-        done
+        while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done # a signal ends the wait, too
+        status=0
+        wait "$pid" || status=$?
         if ((status != 0 && number > 0)); then
             warn "process $number ended with status $status: $opt_log_dir/process_$number.log"
         fi

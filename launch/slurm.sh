@@ -12,7 +12,8 @@
 #   cancel   let the run save, and end it
 #
 # The job is told two minutes before its time is over or it is preempted: the run saves, the job is
-# queued again and goes on from there.
+# queued again and goes on from there. So it is where a process was killed, is gone or did not come,
+# until that has happened three times in a row.
 #
 #   --name=NAME         of the job
 #   --nodes=N --gpus=N  nodes (1), GPUs of each (8)
@@ -120,9 +121,9 @@ cancel() {
     fi
     confirm "This ends $JOBS."
     while read -r job state _; do
-        if [[ $state == RUNNING ]]; then
-            # The steps get it, and save; the file tells the job not to queue itself again.
-            attempt "noting that it is not to go on" touch "$opt_log_dir/$opt_name-$job.cancelled"
+        # Tells a job that starts, or queues itself again, just now.
+        attempt "noting that it is not to go on" touch "$opt_log_dir/$opt_name-$job.cancelled"
+        if [[ $state == RUNNING ]]; then # its steps get it, and save
             attempt "ending the run of job $job" scancel --signal=TERM "$job"
             running=yes
         else

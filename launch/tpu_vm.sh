@@ -6,7 +6,8 @@
 #
 # Commands, each of which may be repeated: what is done is not done again.
 #   up       all of create, wait, sync, setup and run, then watch until the run ends; a slice that
-#            was preempted is made again, and the run goes on from its last checkpoint
+#            was preempted is made again, and the run goes on from its last checkpoint; after stop
+#            or delete, from wherever, nothing is started again
 #   create   ask for the slice               sync     copy the code to all workers
 #   wait     until it is there               setup    Python, packages and the mount, on all workers
 #   run      start on all workers            status   the slice, and what each worker does
@@ -35,7 +36,8 @@
 #   --yes                  do not ask before what costs money or ends something
 #   --dry-run              show what would be done; only reads
 #
-# Exit status: 0 done; 1 a step failed; 2 a mistake in the command; up: that of the run.
+# Exit status: 0 done; 1 a step failed; 2 a mistake in the command; up: that of the run, 143 where
+# stop or delete ended it.
 
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -94,8 +96,7 @@ worker, and is lost with it: put it under $SHARED, where --mount is"
     done
     [[ $(rest_option workdir)$(rest_option output) ]] ||
         die "name where the run is kept: --workdir=$SHARED/runs/$opt_name (or --output, as the stage has it)"
-    # That every worker takes itself for the only one is the failure that destroys a run.
-    [[ $(rest_option distributed)$(rest_option coordinator) ]] || REST=(--distributed=tpu "${REST[@]}")
+    find_one_another tpu
 }
 
 check_create() {
@@ -115,37 +116,58 @@ check_create() {
     opt_accelerator=${opt_accelerator/#v5e-/v5litepod-}
 }
 
+say_costs() {
+    say "$opt_name is still there and costs money: $0 delete --name=$opt_name --project=$opt_project --zone=$opt_zone"
+}
+
+# A slice that is taken away leaves its request; only whoever deletes it takes that away.
+exit_if_deleted() {
+    get_state 20
+    if [[ ! $STATE || $STATE == DELETING ]]; then
+        say "$(date +%T) $opt_name was deleted, and is not made again"
+        exit 143
+    fi
+}
+
+exit_if_stopped() {
+    if any ' state=stopped$'; then
+        say "$(date +%T) the run was stopped, and is not started again"
+        say_costs
+        exit 143
+    fi
+}
+
 # Until the run ends. Returns 0 if the slice or a worker was lost, and a new start is worth it.
 watch() {
     local lost=0 status
     say "Watching. ^C ends only the watching; run the same command again to go on with it."
     while :; do
         sleep "$opt_poll"
-        get_state 20
+        exit_if_deleted
         if [[ $STATE != ACTIVE ]]; then
-            say "$(date +%T) $opt_name was taken away (${STATE:-not there})"
+            say "$(date +%T) $opt_name was taken away ($STATE)"
             return
         fi
         if ! probe; then
             lost=$((lost + 1))
-            say "$(date +%T) the workers cannot be reached ($lost of 10): $(last_line "$SCRATCH/errors")"
-            if are_gone; then
-                say "$(date +%T) $opt_name was taken away, though its request is $STATE"
-                attempt "deleting the old request" "${QUEUE[@]}" delete "$opt_name" "${PLACE[@]}" --force
+            say "$(date +%T) the workers cannot be reached ($lost of 10): $WHY"
+            if list_slices && [[ $GONE == yes ]]; then
+                say_gone
                 return
             fi
-            ((lost < 10)) || failed "reaching the workers" 1 "$(last_line "$SCRATCH/errors")"
+            ((lost < 10)) || failed "reaching the workers" 1 "$WHY"
             continue
         fi
         lost=0
         # One that ended tells the others by leaving them; they stop by themselves.
         if any state=running; then continue; fi
+        exit_if_stopped
         if all ' state=ended:0$'; then
             say "$(date +%T) the run is done"
             return 10
         fi
-        # 128 and more: a signal, so somebody or something stopped it; 3: another process of the
-        # run is gone; neither: the machine was restarted. Whatever else is an error of the run's.
+        # 128 and more: a signal, as machines send that are to end; 3: another process of the run is
+        # gone, or did not come; neither: the machine was restarted. Others are errors of the run's.
         if ! any ' state=ended:([124-9]|[1-9][0-9])$'; then
             say "$(date +%T) the run was interrupted"
             return
@@ -161,23 +183,31 @@ watch() {
 up() {
     local start ended
     for ((start = 0; start <= opt_restarts; start++)); do
+        if ((start > 0)); then
+            exit_if_deleted
+            opt_yes=yes # whoever agreed to the first one agreed to its successors
+        fi
         create
-        if ! wait_for_it; then
+        if ! wait_for_it || ! reach; then
             ((start < opt_restarts)) || break
             sleep "$opt_poll"
             continue
         fi
-        reach
         if all state=running; then
             say "The run is going on all workers"
         else
             sync
             setup
+            if ((start > 0)); then # it may have been stopped meanwhile
+                if ! reach; then continue; fi
+                exit_if_stopped
+            fi
             run
         fi
         if dry; then
             say "  (then every $opt_poll s: describe, and status of all workers, until the run ends; \
 a slice that is gone is deleted and made again)"
+            if [[ $opt_delete_when_done == yes ]]; then delete_request "deleting $opt_name"; fi
             return
         fi
         if [[ $opt_detach == yes ]]; then return; fi
@@ -187,11 +217,10 @@ a slice that is gone is deleted and made again)"
             if [[ $opt_delete_when_done == yes ]]; then
                 delete
             else
-                say "$opt_name is still there and costs money: $0 delete --name=$opt_name --project=$opt_project --zone=$opt_zone"
+                say_costs
             fi
             return
         fi
-        opt_yes=yes # whoever agreed to the first one agreed to its successors
     done
     failed "keeping $opt_name alive" 1 "gone or interrupted $((opt_restarts + 1)) times"
 }
@@ -227,14 +256,14 @@ case $verb in
     wait) wait_for_it || failed "waiting for $opt_name" 1 "it is $STATE, so create or up has to ask for it again" ;;
     sync | setup | run)
         be_active
-        reach
+        must_reach
         "$verb"
         ;;
     status)
         get_state
         say "$opt_name: ${STATE:-not there}"
         if [[ $STATE == ACTIVE ]]; then
-            reach
+            must_reach
             say "$WORKERS"
         fi
         ;;
@@ -248,6 +277,7 @@ case $verb in
         ;;
     stop)
         be_active
+        confirm "This ends what runs on $opt_name, after it has saved."
         on_workers "stopping the run" "bash $ON_WORKER stop"
         ;;
     delete)

@@ -30,7 +30,7 @@ ADVICE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage and return the exit status: the stage's own, 2 for a UserError, 130 for ^C.
+    """Run one stage and return the exit status: the stage's own, that of a UserError, 130 for ^C.
 
     One of several processes that fails tells the others and ends at once.
     """
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a broken pipe is still caught
     except UserError as error:
-        return _fail(str(error), 2, debug, job)
+        return _fail(str(error), error.status, debug, job)
     except BrokenPipeError:
         # Whoever read our output has seen enough; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@
 # Commands, each of which may be repeated:
 #   render   print the manifest                 status   the JobSet and its pods
 #   apply    start it, unless it is there       logs     of one process (--follow)
-#   delete   end it; the pods get SIGTERM, and save first
+#   delete   end it; the pods get SIGTERM, and save first; the Secret goes as well
 #
 #   --name=NAME              of the JobSet
 #   --image=IMAGE            made by launch/docker/build.sh, with a tag or digest
@@ -141,18 +141,22 @@ render() {
 
 # Sets PRESENT.
 look() {
-    if [[ $opt_context ]]; then KUBECTL+=("--context=$opt_context"); fi
+    local config=(current-context)
+    if [[ $opt_context ]]; then
+        KUBECTL+=("--context=$opt_context")
+        config=(get-contexts "$opt_context" --output=name)
+    fi
+    KUBECTL+=("--namespace=$opt_namespace")
     if ! has_tool kubectl; then
         dry || die "kubectl is not installed or not on the PATH: gcloud components install kubectl"
         warn "kubectl is not here: shown as if nothing existed yet"
         return
     fi
-    if ! ask "${KUBECTL[@]}" config current-context || [[ ! $ANSWER ]]; then
-        dry || die "kubectl knows no cluster: gcloud container clusters get-credentials CLUSTER --location=PLACE"
-        warn "kubectl knows no cluster: shown as if nothing existed yet"
+    if ! ask kubectl config "${config[@]}" || [[ ! $ANSWER ]]; then
+        dry || die "kubectl knows no cluster${opt_context:+ by --context=$opt_context}: gcloud container clusters get-credentials CLUSTER --location=PLACE"
+        warn "kubectl knows no cluster${opt_context:+ by --context=$opt_context}: shown as if nothing existed yet"
         return
     fi
-    KUBECTL+=("--namespace=$opt_namespace")
     if ask "${KUBECTL[@]}" get jobset "$opt_name" --output=name; then
         PRESENT=yes
     elif grep -q "doesn't have a resource type" "$SCRATCH/errors"; then
@@ -211,7 +215,7 @@ case $verb in
         if [[ $PRESENT == no ]] && ! dry; then
             if [[ $verb == logs ]]; then die "$opt_name is not there"; fi
             say "$opt_name is not there"
-            exit 0
+            if [[ $verb == status ]]; then exit 0; fi
         fi
         case $verb in
             status)
@@ -226,8 +230,15 @@ case $verb in
                     --container=rmr1-jax ${follow[@]+"${follow[@]}"}
                 ;;
             delete)
-                confirm "This ends $opt_name on all its hosts."
-                attempt "deleting $opt_name" "${KUBECTL[@]}" delete jobset "$opt_name" --ignore-not-found
+                if [[ $PRESENT == yes ]] || dry; then
+                    confirm "This ends $opt_name on all its hosts, and deletes the Secret $opt_name-env."
+                    attempt "deleting $opt_name" "${KUBECTL[@]}" delete jobset "$opt_name" --ignore-not-found
+                else # it may have failed to start after its Secret was stored
+                    must_ask "asking for the Secret" "${KUBECTL[@]}" get secret "$opt_name-env" --ignore-not-found --output=name
+                    [[ $ANSWER ]] || exit 0
+                    confirm "This deletes the Secret $opt_name-env."
+                fi
+                attempt "deleting the Secret" "${KUBECTL[@]}" delete secret "$opt_name-env" --ignore-not-found
                 ;;
         esac
         ;;

@@ -72,7 +72,9 @@ create() {
     confirm "This starts $opt_slices x $opt_accelerator on $opt_cluster, which costs money where nodes are made for it."
     command=(xpk workload create "${PLACE[@]}" "--workload=$opt_name" "--tpu-type=$opt_accelerator"
         "--num-slices=$opt_slices" "--docker-image=$opt_image" "--storage=$opt_storage"
-        "--max-restarts=$opt_restarts" "--termination-grace-period-seconds=$opt_grace")
+        "--max-restarts=$opt_restarts" "--termination-grace-period-seconds=$opt_grace"
+        # XPK starts again after 127 and more. 3: another process is gone; 137, 143: killed, saved.
+        "--restart-on-exit-codes=3,137,143")
     if [[ $opt_capacity ]]; then command+=("--$opt_capacity"); fi
     if [[ $opt_env_file ]]; then command+=("--env-file=$opt_env_file"); fi
     attempt "starting $opt_name" "${command[@]}" "--command=python -m rmr1_jax.main $(quoted "${REST[@]}")"

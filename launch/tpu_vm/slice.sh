@@ -20,7 +20,11 @@ get_state() {
     failed "asking for the state of $opt_name" 1 "$(last_line "$SCRATCH/errors")"
 }
 
-is_dead() { [[ $STATE == SUSPEND* || $STATE == FAILED ]]; }
+is_dead() { [[ $STATE == SUSPEND* || $STATE == FAILED || $GONE == yes ]]; }
+
+delete_request() { # WHAT
+    attempt "$1" "${QUEUE[@]}" delete "$opt_name" "${PLACE[@]}" --force
+}
 
 create() {
     local command
@@ -57,10 +61,10 @@ not a $opt_accelerator: choose another --name, or delete it"
 $opt_project, which costs money from when it is there until it is deleted."
     if [[ $STATE ]]; then
         say "$opt_name is $STATE: its slice is gone, and is asked for again"
-        attempt "deleting the old request" "${QUEUE[@]}" delete "$opt_name" "${PLACE[@]}" --force
+        delete_request "deleting the old request"
     fi
     attempt "asking for the slice" "${command[@]}"
-    STATE=''
+    STATE='' GONE=no
 }
 
 wait_for_it() {
@@ -89,11 +93,22 @@ be_active() {
     [[ $STATE == ACTIVE ]] || die "$opt_name is ${STATE:-not there}: create it and wait until it is ACTIVE"
 }
 
-# Whether machines are gone whose request does not say so yet.
-are_gone() {
-    ask gcloud compute tpus tpu-vm list "${PLACE[@]}" "--filter=name ~ \"(^|/)$opt_name(-[0-9]+)?\$\"" \
-        '--format=value(state)' && grep -qE 'PREEMPTED|TERMINATED|STOPPED' <<<"$ANSWER"
+# Sets LISTED to how many slices there are, EXPECTED to how many workers they have, and GONE to
+# whether machines are gone, which the request may not say yet.
+list_slices() {
+    local state workers
+    ask gcloud compute tpus tpu-vm list "${PLACE[@]}" "--filter=queuedResource ~ \"/$opt_name\$\"" \
+        '--format=value(state,networkEndpoints.len())' || return
+    LISTED=0 EXPECTED=0 GONE=no
+    while read -r state workers; do
+        [[ $state ]] || continue
+        LISTED=$((LISTED + 1)) EXPECTED=$((EXPECTED + workers))
+        case $state in PREEMPTED | TERMINATED | STOPPED) GONE=yes ;; esac
+    done <<<"$ANSWER"
 }
+LISTED=0 EXPECTED=0 GONE=no
+
+say_gone() { say "$(date +%T) $opt_name was taken away, though its request is $STATE"; }
 
 delete() {
     get_state
@@ -101,5 +116,5 @@ delete() {
         say "$opt_name is not there: nothing to delete"
         return
     fi
-    attempt "deleting $opt_name" "${QUEUE[@]}" delete "$opt_name" "${PLACE[@]}" --force
+    delete_request "deleting $opt_name"
 }

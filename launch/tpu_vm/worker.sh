@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What launch/tpu_vm.sh has each worker of a TPU slice do; it lies there with the rest of the code.
 #
-#   worker.sh status MOUNT        one line: code, ready or not, idle, running or ended
+#   worker.sh status MOUNT        one line: code, ready or not, idle, running, ended or stopped
 #   worker.sh setup MOUNT         Python, packages, and MOUNT at /mnt/shared
 #   worker.sh start ARGUMENT...   run rmr1_jax with these, unless it is running
-#   worker.sh stop                SIGTERM, and wait until the run has saved
+#   worker.sh stop                SIGTERM, and wait until the run has saved; it stays stopped
 #   worker.sh logs [--follow]     the output of the last run
 #
 # MOUNT is gs://BUCKET[/FOLDER] (Cloud Storage FUSE) or HOST:/SHARE (NFS).
@@ -38,6 +38,8 @@ status() {
     if is_ready "$1"; then ready=yes; fi
     if is_running; then
         state=running
+    elif [[ -f $STATE/stopped && $(content "$STATE/ended") != 0 ]]; then
+        state=stopped
     elif [[ -f $STATE/ended ]]; then
         state=ended:$(content "$STATE/ended")
     elif [[ -f $STATE/pid ]]; then
@@ -113,7 +115,7 @@ start() {
         say "$(hostname): running already"
         return
     fi
-    rm -f "$STATE/ended"
+    rm -f "$STATE/ended" "$STATE/stopped"
     echo "$command" >"$STATE/command"
     say "--- $(date -u +%FT%TZ) $command" >>"$STATE/log"
     nohup setsid bash "${BASH_SOURCE[0]}" supervise "$@" </dev/null >>"$STATE/log" 2>&1 &
@@ -142,6 +144,7 @@ supervise() {
 
 stop() {
     local pid
+    touch "$STATE/stopped" # also where it has just ended: whoever watches it would start it again
     if ! is_running; then
         say "$(hostname): nothing is running"
         return

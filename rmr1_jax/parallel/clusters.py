@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmr1_jax.errors import UserError
+from rmr1_jax.errors import MissingProcessError, UserError
 from rmr1_jax.parallel.roll_call import Address
 
 
@@ -29,7 +29,11 @@ ALONE = Place(Address("localhost", 0), 1, 0)
 
 
 def by_environment(method: str, limit: float) -> Place | None:
-    """What the environment says; None where `auto` finds nothing. Raises UserError."""
+    """What the environment says; None where `auto` finds nothing.
+
+    Raises MissingProcessError where the first process' host has no address within `limit` seconds,
+    UserError where what is said cannot be used.
+    """
     looked_for = {
         "auto": (_slurm, _gke, _tpu_if_any),
         "slurm": (_slurm,),
@@ -135,11 +139,16 @@ def _of_cluster(kind: Any, limit: float, devices: tuple[int, ...] | None) -> Pla
     if count == 1:
         return ALONE
     port = os.environ.get("JAX_COORDINATOR_PORT")
-    address = kind.get_coordinator_address(
-        timeout_secs=math.ceil(limit), override_coordinator_port=port
-    )
-    host, _, number = address.rpartition(":")
-    return Place(Address(host, int(number)), count, int(kind.get_process_id()), devices)
+    try:
+        address = kind.get_coordinator_address(
+            timeout_secs=math.ceil(limit), override_coordinator_port=port
+        )
+    except RuntimeError as error:  # a pod has a name when it runs
+        raise MissingProcessError(
+            f"the host of process 0 has no address after {limit:g} s ({error}). Check that it was "
+            "started; --join_timeout waits longer"
+        ) from error
+    return Place(Address.parse(address), count, int(kind.get_process_id()), devices)
 
 
 def _indexed_job(environment: Mapping[str, str]) -> Place | None:
@@ -148,5 +157,4 @@ def _indexed_job(environment: Mapping[str, str]) -> Place | None:
     if any(name not in environment for name in names):
         return None
     address, count, index = (environment[name] for name in names)
-    host, _, port = address.rpartition(":")
-    return Place(Address(host, int(port)), int(count), int(index))
+    return Place(Address.parse(address), int(count), int(index))

@@ -18,10 +18,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from rmr1_jax.errors import LOST
 from rmr1_jax.parallel.roll_call import Met, read_line, send
 
-LOST = 3
-"""Exit status where another process of the run is gone."""
 GRACE_SECONDS = 3.0
 """Left to a process that is about to find the same error by itself."""
 REPORT_SECONDS = 1.0

@@ -57,8 +57,8 @@ def join(asked: Distributed, stage: str, shared: bool) -> "Joined | None":
       stage: its name.
       shared: whether several processes can share its work.
 
-    Raises UserError where options contradict one another, the environment is not what was asked
-    for, or a process does not come in time.
+    Raises UserError where options contradict one another or the environment is not what was asked
+    for, MissingProcessError where a process does not come in time.
     """
     limit = _check(asked)
     if not shared:
@@ -174,8 +174,8 @@ def _refuse_several(asked: Distributed, stage: str) -> None:
 
 
 def _by_flags(asked: Distributed) -> Place:
-    match = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", asked.coordinator)
-    if not match or not 0 < int(match[2]) < 2**16:
+    match = re.fullmatch(r".+:(\d{1,5})", asked.coordinator)
+    if not match or not 0 < int(match[1]) < 2**16:
         raise UserError(f"--coordinator={asked.coordinator} must be HOST:PORT, such as host-0:8476")
     count, index = (_whole(name, getattr(asked, name)) for name in OPTIONS[2:4])
     if count < 1 or index >= count:
@@ -184,7 +184,7 @@ def _by_flags(asked: Distributed) -> Place:
             if count
             else "--process_count=0 must be 1 or more"
         )
-    return Place(Address(match[1], int(match[2])), count, index)
+    return Place(Address.parse(asked.coordinator), count, index)
 
 
 def _whole(name: str, text: str) -> int:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rmr1_jax.errors import UserError
+from rmr1_jax.errors import MissingProcessError, UserError
 
 RETRY_SECONDS = 0.5
 HELLO_SECONDS = 5.0  # within which whoever connects must have said who it is
@@ -27,7 +27,14 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host  # an IPv6 address
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Of HOST:PORT, an IPv6 address in brackets or without. Raises ValueError."""
+        host, _, port = text.rpartition(":")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Met:
 def meet(address: Address, count: int, index: int, limit: float) -> Met:
     """Wait until all `count` processes have come, at most `limit` seconds.
 
-    Raises UserError, in all that have come, with what is missing or does not fit.
+    Raises, in all that have come, MissingProcessError where some have not, and UserError where
+    something does not fit.
     """
     until = time.monotonic() + limit
     if index == 0:
@@ -58,12 +66,12 @@ def send(link: socket.socket, message: Mapping[str, Any]) -> None:
 def _as_first(address: Address, count: int, limit: float, until: float) -> Met:
     me = socket.gethostname()
     hosts, links = {0: me}, dict[int, socket.socket]()
-    problem = ""
+    problem: UserError | None = None
     with _listen(address) as listener:
         while len(hosts) < count and not problem:
             left = until - time.monotonic()
             if left <= 0:
-                problem = _missing(address, count, hosts, limit)
+                problem = MissingProcessError(_missing(address, count, hosts, limit))
                 break
             listener.settimeout(left)
             try:
@@ -76,12 +84,12 @@ def _as_first(address: Address, count: int, limit: float, until: float) -> Met:
                 continue
             index, host = hello["index"], hello["host"]
             if hello["count"] != count:
-                problem = (
+                problem = UserError(
                     f"process {index} ({host}) was started as one of {hello['count']}, and process "
                     f"0 ({me}) as one of {count}; give all the same number"
                 )
             elif index in links and _is_open(links[index]):
-                problem = (
+                problem = UserError(
                     f"two processes ({hosts[index]} and {host}) say that they are number {index} "
                     f"of {count}; number them from 0 to {count - 1}"
                 )
@@ -93,9 +101,9 @@ def _as_first(address: Address, count: int, limit: float, until: float) -> Met:
     listed = [hosts[index] for index in sorted(hosts)]
     for link in links.values():
         with suppress(OSError):  # whoever has gone meanwhile is missed a moment later
-            send(link, {"refused": problem} if problem else {"hosts": listed})
+            send(link, _refusal(problem) if problem else {"hosts": listed})
     if problem:
-        raise UserError(problem)
+        raise problem
     return Met(listed, links)
 
 
@@ -117,11 +125,11 @@ def _as_other(address: Address, count: int, index: int, limit: float, until: flo
             continue
         reached = True
         if problem := answer.get("refused"):
-            raise UserError(problem)
+            raise (MissingProcessError if answer.get("missing") else UserError)(problem)
         if hosts := answer.get("hosts"):
             return Met(hosts, {0: link})
     why = "what listens there is not the first process of this job" if reached else "no answer"
-    raise UserError(
+    raise MissingProcessError(
         f"process {index} of {count}: process 0 did not call the roll at {address} within "
         f"{limit:g} s ({why}). Check that it was started, that this is the address of its host, "
         "and that no firewall is between them; --join_timeout waits longer"
@@ -138,6 +146,10 @@ def _listen(address: Address) -> socket.socket:
             f"process 0 cannot listen at port {address.port} of {socket.gethostname()} "
             f"({error.strerror}); end what uses it, or take another port for the coordinator"
         ) from error
+
+
+def _refusal(problem: UserError) -> dict[str, Any]:
+    return {"refused": str(problem), "missing": isinstance(problem, MissingProcessError)}
 
 
 def _hello(link: socket.socket) -> dict[str, Any] | None:

@@ -91,6 +91,10 @@ class Cloud:
     def forget_calls(self) -> None:
         (self.folder / "calls.jsonl").unlink(missing_ok=True)
 
+    def replace_python(self, source: str) -> None:
+        """Another program for that of the environment, which must have been set up."""
+        (self.checkout / ".venv/bin/python").write_text(source, encoding="utf-8")
+
     def secrets(self, text: str = "HF_TOKEN=hf_very_secret_value\n", mode: int = 0o600) -> str:
         file = self.folder / "secrets.env"
         file.write_text(text)

@@ -34,14 +34,15 @@ OPTIONS = {
     "xpk workload delete": {"cluster", "project", "zone", "workload", "force"},
     "xpk workload create": {"cluster", "project", "zone", "workload", "tpu-type", "num-slices"}
     | {"docker-image", "storage", "max-restarts", "termination-grace-period-seconds", "spot"}
-    | {"on-demand", "env-file", "command"},
+    | {"on-demand", "env-file", "command", "restart-on-exit-codes"},
     "sbatch": {"job-name", "nodes", "gpus-per-node", "ntasks-per-node", "time", "requeue", "signal"}
     | {"open-mode", "output", "partition", "account", "qos", "constraint", "mem", "cpus-per-task"},
     "squeue": {"noheader", "me", "name", "format"},
     "scancel": {"signal"},
     "srun": {"kill-on-bad-exit", "label"},
-    "kubectl config": {"context"},
-    "kubectl get": {"context", "namespace", "output", "selector"},
+    "kubectl config current-context": set(),
+    "kubectl config get-contexts": {"output"},
+    "kubectl get": {"context", "namespace", "output", "selector", "ignore-not-found"},
     "kubectl create": {"context", "namespace", "from-env-file", "dry-run", "output"},
     "kubectl apply": {"context", "namespace", "filename"},
     "kubectl delete": {"context", "namespace", "ignore-not-found"},
@@ -98,13 +99,26 @@ def options() -> tuple[list[str], dict[str, str]]:
     return words, named
 
 
+def show(records: list[dict], named: dict[str, str]) -> None:
+    """Those that --filter=KEY:VALUE or KEY ~ "REGEX" lets through, by --format=value(...)."""
+    import re
+
+    [(key, operator, value)] = re.findall(r'^(\w+) ?([:~]) ?"?(.*?)"?$', named["filter"])
+    [columns] = re.findall(r"^value\((.+)\)$", named["format"])
+    for record in records:
+        if re.search(value, record[key]) if operator == "~" else value in record[key].split():
+            print(*(record[column] for column in columns.split(",")), sep="\t")
+
+
 def gcloud() -> None:
     words, named = options()
     if words[:2] == ["auth", "list"]:
-        print(read("scenario.json").get("account", "someone@example.org"))
+        mine = read("scenario.json").get("account", "someone@example.org")
+        accounts = {"left@example.org": "", **({mine: "ACTIVE"} if mine else {})}
+        show([{"account": name, "status": status} for name, status in accounts.items()], named)
         return
     if words[2:4] == ["tpu-vm", "list"]:
-        print("READY" if (FAKE / "workers").exists() else "PREEMPTED")
+        show(slices(), named)
         return
     action, name = words[3], words[-1].partition(":")[0]
     state = read("state.json")
@@ -113,8 +127,10 @@ def gcloud() -> None:
             fail("ERROR: ALREADY_EXISTS")
         state["life"] = state.get("life", -1) + 1
         write(state)
-        state |= {"states": now()["states"], "probes": now()["probes"]}
+        state |= {key: now()[key] for key in ("states", "probes", "left_out")}
         state["type"] = named["accelerator-type"]
+        state["request"] = name
+        state["slices"] = int(named.get("node-count", "1"))
         for worker in range(now()["workers"]):
             (FAKE / "workers" / str(worker)).mkdir(parents=True)
         write(state)
@@ -134,7 +150,7 @@ def gcloud() -> None:
         del state["states"]
         write(state)
     elif action == "scp":
-        for home in homes(named):
+        for home in homes(named, state):
             target = home / ARGUMENTS[5].partition(":")[2]
             mode = target.stat().st_mode if target.exists() else None
             copy(ARGUMENTS[4], target)
@@ -143,19 +159,50 @@ def gcloud() -> None:
     elif action == "ssh":
         if state["states"] != ["ACTIVE"] or not (FAKE / "workers").exists():
             fail("ERROR: no route to host")
-        statuses = [remote(home, named.get("command", "true")) for home in homes(named)]
-        if "status" in named.get("command", "") and state["probes"]:
+        command = named.get("command", "true")
+        statuses = [0, *(remote(home, command) for home in homes(named, state))]
+        if "status" in command and state["probes"]:
             state["probes"] -= 1
             if not state["probes"]:
-                state["states"] = [now()["after"]]
                 take_away()
+                state["states"] = [now()["after"]]
+                if state["states"] == [""]:
+                    del state["states"]
             write(state)
         sys.exit(max(statuses))
 
 
-def homes(named: dict[str, str]) -> list[Path]:
+def slices() -> list[dict]:
+    """All of the zone: those of the request, and others that a careless filter lets through."""
+    found = [(name, name, "PREEMPTED", 3) for name in ("run1-2", "run10", "other-run1")]
+    state = read("state.json")
+    if "states" in state:
+        request, count = state["request"], state["slices"]
+        names = [request] if count == 1 else [f"{request}-{each}" for each in range(count)]
+        condition = "READY" if (FAKE / "workers").exists() else "PREEMPTED"
+        found += [(name, request, condition, now()["workers"] // count) for name in names]
+    place = "projects/7/locations/z"
+    return [
+        {
+            "name": f"{place}/nodes/{name}",
+            "queuedResource": f"{place}/queuedResources/{request}",
+            "state": condition,
+            "networkEndpoints.len()": workers,
+        }
+        for name, request, condition, workers in found
+    ]
+
+
+def homes(named: dict[str, str], state: dict) -> list[Path]:
     found = sorted((FAKE / "workers").iterdir())
-    return found if named["worker"] == "all" else [found[int(named["worker"])]]
+    if named["worker"] != "all":
+        return [found[int(named["worker"])]]
+    part, times = state["left_out"]
+    if times and part in " ".join(ARGUMENTS):
+        state["left_out"] = [part, times - 1]
+        write(state)
+        return found[:-1]
+    return found
 
 
 def now() -> dict:
@@ -167,7 +214,8 @@ def now() -> dict:
         "states": ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
         "workers": 1,
         "probes": 0,  # so many questions for the status, and it is taken away
-        "after": "SUSPENDED",
+        "after": "SUSPENDED",  # or nothing: somebody deleted it
+        "left_out": ["", 0],  # of calls with this, so many times, the last worker, without an error
         "run": scenario.get("run", {}),
     } | life
 
@@ -201,6 +249,8 @@ def python() -> None:
         here.mkdir(parents=True)
         copy(sys.argv[0], here / "python")
         (here / "python").chmod(0o755)
+        if now().get("stopped_in_setup"):
+            (Path(os.environ["HOME"]) / ".rmr1_jax/stopped").touch()
     elif ARGUMENTS[:2] == ["-m", "rmr1_jax.main"]:
         run = now()["run"]
         print("running", *ARGUMENTS[2:], "HF_TOKEN" in os.environ, flush=True)
@@ -217,17 +267,28 @@ def python() -> None:
 def kubectl() -> None:
     words, named = options()
     state = read("state.json")
-    if words[0] == "config":
-        print("cluster")
-    elif words[:2] == ["get", "jobset"] and "jobset" not in state:
-        fail(f'Error from server (NotFound): jobsets.jobset.x-k8s.io "{words[2]}" not found')
+    if words[:2] == ["config", "current-context"]:
+        context = read("scenario.json").get("context", "cluster")
+        print(context) if context else fail("error: current-context is not set")
+    elif words[:2] == ["config", "get-contexts"]:
+        if words[2] != "cluster":
+            fail(f"error: context {words[2]} not found")
+        print(words[2])
+    elif words[0] == "get" and len(words) > 2:
+        if words[1] in state:
+            print(f"{words[1]}/{words[2]}")
+        elif "ignore-not-found" not in named:
+            fail(f'Error from server (NotFound): {words[1]} "{words[2]}" not found')
     elif words[0] == "create":
         print("kind: Secret")
-    elif words[0] == "apply" and "secret" not in named["filename"]:
-        copy(named["filename"], FAKE / "applied.yaml")
-        write(state | {"jobset": True})
+    elif words[0] == "apply":
+        kind = "secret" if "secret" in named["filename"] else "jobset"
+        if kind == "jobset":
+            copy(named["filename"], FAKE / "applied.yaml")
+        write(state | {kind: True})
     elif words[0] == "delete":
-        state.pop("jobset")
+        if state.pop(words[1], None) is None and "ignore-not-found" not in named:
+            fail(f'Error from server (NotFound): {words[1]} "{words[2]}" not found')
         write(state)
 
 

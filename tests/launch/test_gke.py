@@ -1,5 +1,6 @@
 """launch/gke: manifests that Kubernetes can read, and what is done with them."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import yaml  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rmr1_jax.errors import LOST
 from tests.launch.conftest import Cloud, reads_only
 
 STAGE = ["--", "--stage=sft", "--workdir=/mnt/shared/runs/one"]
@@ -46,7 +48,7 @@ def test_a_manifest_says_what_was_asked_for(cloud: Cloud) -> None:
         "cloud.google.com/gke-tpu-topology": "4x4",
     }
     (container,) = pod(document)["containers"]
-    assert container["args"] == ["--distributed=gke", *STAGE[1:]]
+    assert container["args"] == ["--join_timeout=1800", "--distributed=gke", *STAGE[1:]]
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert container["volumeMounts"][0] == {"name": "shared", "mountPath": "/mnt/shared"}
     assert pod(document)["volumes"][1]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
@@ -73,6 +75,11 @@ def test_hosts_and_chips_follow_from_the_topology(
     assert pod(document)["containers"][0]["resources"]["limits"]["google.com/tpu"] == chips
 
 
+def test_another_join_timeout_is_left_alone(cloud: Cloud) -> None:
+    (container,) = pod(manifest(cloud, stage=[*STAGE, "--join_timeout=60"]))["containers"]
+    assert container["args"] == ["--distributed=gke", *STAGE[1:], "--join_timeout=60"]
+
+
 def test_spot_nodes_and_a_claim(cloud: Cloud) -> None:
     without = [each for each in JOBSET if not each.startswith("--bucket")]
     result = cloud.run("gke/jobset.sh", "render", *without, "--claim=filestore", "--spot", *STAGE)
@@ -94,6 +101,7 @@ def test_errors_of_the_run_end_the_jobset_and_lost_pods_restart_it(cloud: Cloud)
     document = manifest(cloud)
     (rule,) = job(document)["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [1, 2]
+    assert LOST not in rule["onExitCodes"]["values"]
     (rule,) = document["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     # What a podFailurePolicy asks of its pods.
@@ -119,6 +127,40 @@ def test_apply_status_logs_delete(cloud: Cloud) -> None:
     assert cloud.run("gke/jobset.sh", "delete", "--name=run1", "--yes").status == 0
     gone = cloud.run("gke/jobset.sh", "delete", "--name=run1", "--yes")
     assert gone.status == 0 and "run1 is not there" in gone.out
+
+
+def kept(cloud: Cloud) -> dict[str, bool]:
+    """What the cluster has."""
+    found: dict[str, bool] = json.loads((cloud.folder / "state.json").read_text())
+    return found
+
+
+def test_delete_leaves_no_secret(cloud: Cloud) -> None:
+    secrets = f"--env-file={cloud.secrets()}"
+    delete = ["delete", "--name=run1", "--yes"]
+    assert cloud.run("gke/jobset.sh", "apply", *JOBSET, secrets, "--yes", *STAGE).status == 0
+    assert cloud.run("gke/jobset.sh", *delete).status == 0
+    assert kept(cloud) == {}
+    cloud.forget_calls()
+    failed = cloud.run("gke/jobset.sh", "apply", *JOBSET, secrets, "--yes", *STAGE, fail=5)
+    assert "starting run1 failed" in failed.error
+    assert kept(cloud) == {"secret": True}
+    unasked = cloud.run("gke/jobset.sh", *delete[:-1])
+    assert unasked.status == 2 and "This deletes the Secret run1-env." in unasked.error
+    assert cloud.run("gke/jobset.sh", *delete).status == 0
+    assert kept(cloud) == {}
+
+
+def test_a_context_alone_names_the_cluster(cloud: Cloud) -> None:
+    cloud.scenario(context="")
+    command = ["apply", *JOBSET, "--yes", *STAGE]
+    unnamed = cloud.run("gke/jobset.sh", *command)
+    assert unnamed.status == 2 and "kubectl knows no cluster: " in unnamed.error
+    unknown = cloud.run("gke/jobset.sh", "--context=other", *command)
+    assert unknown.status == 2 and "kubectl knows no cluster by --context=other" in unknown.error
+    assert cloud.run("gke/jobset.sh", "--context=cluster", *command).status == 0
+    made = cloud.calls("kubectl")[-1]
+    assert made[1:4] == ["--context=cluster", "--namespace=default", "apply"]
 
 
 @pytest.mark.parametrize("number", range(1, 6))
@@ -147,6 +189,17 @@ def test_a_dry_run_only_reads_and_needs_no_cluster(cloud: Cloud, script: str) ->
     assert absent.status == 0 and "as if nothing existed yet" in absent.err
     real = cloud.run(script, *command, "--yes", *STAGE)
     assert real.status == 2 and "is not installed or not on the PATH" in real.error
+
+
+@pytest.mark.parametrize("verb", ["apply", "status", "logs", "delete"])
+def test_a_dry_run_names_the_cluster_and_the_namespace(cloud: Cloud, verb: str) -> None:
+    cloud.absent.add("kubectl")
+    where = ["--context=theirs", "--namespace=team"]
+    options = [*JOBSET, *where, "--dry-run", *STAGE]
+    result = cloud.run("gke/jobset.sh", verb, *options)
+    assert result.status == 0, result.err
+    shown = [line for line in result.out.splitlines() if line.startswith("+ ")]
+    assert shown and all(line.split()[1:4] == ["kubectl", *where] for line in shown)
 
 
 @pytest.mark.parametrize("script", ["gke/jobset.sh", "gke/xpk.sh"])
@@ -180,12 +233,16 @@ def test_xpk_starts_shows_and_ends_a_workload(cloud: Cloud) -> None:
     command = ["create", *XPK, "--slices=2", "--capacity=spot", secrets, "--yes", *STAGE]
     assert cloud.run("gke/xpk.sh", *command).status == 0
     created = cloud.calls("xpk")[-1]
-    assert created[-1] == "--command=python -m rmr1_jax.main --distributed=gke " + " ".join(
-        STAGE[1:]
-    )
-    assert {"--tpu-type=v5p-128", "--num-slices=2", "--spot", "--storage=shared", secrets} <= set(
-        created
-    )
+    arguments = ["--join_timeout=1800", "--distributed=gke", *STAGE[1:]]
+    assert created[-1] == "--command=python -m rmr1_jax.main " + " ".join(arguments)
+    assert {
+        "--tpu-type=v5p-128",
+        "--num-slices=2",
+        "--spot",
+        "--storage=shared",
+        f"--restart-on-exit-codes={LOST},137,143",
+        secrets,
+    } <= set(created)
     assert "there already" in cloud.run("gke/xpk.sh", *command).out
     assert "Running" in cloud.run("gke/xpk.sh", "status", *CLUSTER).out
     assert cloud.run("gke/xpk.sh", "delete", *CLUSTER, "--yes").status == 0

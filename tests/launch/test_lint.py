@@ -45,6 +45,15 @@ def test_an_image_is_pinned_and_not_roots(file: Path) -> None:
         assert (REPOSITORY / name).exists() and f"!{name}" in kept
 
 
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_an_image_keeps_its_caches_where_its_user_may_write(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    [owned] = re.findall(r'chown "\$USER_ID" (.*)$', text, re.MULTILINE)
+    for name in ("RMR1_JAX_CACHE", "HF_HOME"):
+        [place] = re.findall(rf"\b{name}=(\S+)", text)
+        assert any(Path(place).is_relative_to(folder) for folder in owned.split())
+
+
 @pytest.mark.parametrize("script", COMMANDS)
 def test_a_script_explains_itself(cloud: Cloud, script: str) -> None:
     assert (LAUNCH / script).stat().st_mode & 0o111

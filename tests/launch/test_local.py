@@ -1,7 +1,9 @@
 """launch/local.sh and launch/docker/build.sh."""
 
+import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -9,6 +11,21 @@ import pytest
 from tests.launch.conftest import Cloud, reads_only
 
 STAGE = ["--", "--stage=sft", "--odd=a 'b' $c"]
+# Notes its signals, a line each after the one that says whether SIGINT was Python's at the start;
+# ends a second after the first, unless it is stubborn.
+NOTING = f"""#!{sys.executable} -IS
+import os, signal, sys, time
+index = next(word for word in sys.argv if word.startswith("--process_index="))[-1]
+notes, seen = open(os.environ["FAKE"] + "/signals." + index, "a", buffering=1), []
+print(signal.getsignal(signal.SIGINT) == signal.default_int_handler, file=notes)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: seen.append(print(number, file=notes) or number))
+until = time.monotonic() + 60  # it shall not stay behind
+while (not seen or "STUBBORN" in os.environ) and time.monotonic() < until:
+    time.sleep(0.05)
+time.sleep(1)
+sys.exit(128 + seen[0])
+"""
 IMAGE = "--image=registry.example/rmr1_jax:v1"
 
 
@@ -60,6 +77,54 @@ def test_a_signal_reaches_every_process(cloud: Cloud) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and "process 1 ended with status 143" in err
+
+
+def start_in_terminal(cloud: Cloud, **environment: str) -> "subprocess.Popen[str]":
+    """Two processes that note their signals, begun by a process group as a terminal has it."""
+    assert cloud.run("local.sh", "setup", "--device=cpu").status == 0
+    cloud.replace_python(NOTING)
+    process = subprocess.Popen(
+        [cloud.checkout / "launch/local.sh", "run", "--device=cpu", "--processes=2", *STAGE],
+        env=cloud.environment() | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_notes(cloud, ["True"])
+    return process
+
+
+def wait_for_notes(cloud: Cloud, notes: list[str]) -> None:
+    """Until both processes have noted just that; fails after a while."""
+    files = [cloud.folder / f"signals.{index}" for index in (0, 1)]
+    for _ in range(300):
+        found = [file.read_text().split() for file in files if file.exists()]
+        if found == [notes] * 2:
+            return
+        time.sleep(0.1)
+    raise AssertionError(found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_terminals_group_reaches_each_process_once(
+    cloud: Cloud, number: signal.Signals
+) -> None:
+    process = start_in_terminal(cloud)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    status = 128 + number
+    assert process.returncode == status and f"process 1 ended with status {status}" in err
+    wait_for_notes(cloud, ["True", str(int(number))])
+
+
+def test_a_second_interrupt_ends_a_run_that_does_not_stop(cloud: Cloud) -> None:
+    process = start_in_terminal(cloud, STUBBORN="yes")
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for_notes(cloud, ["True", "2"])
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 137 and "process 1 ended with status 137" in err
 
 
 @pytest.mark.parametrize("step", ["-m venv", "-m pip"])

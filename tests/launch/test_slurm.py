@@ -1,5 +1,6 @@
 """launch/slurm.sh and the job that it submits."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_the_job_runs_on_all_tasks_with_its_secrets(cloud: Cloud) -> None:
     done = run_job(cloud)
     assert done.returncode == 0, done.stderr
     (step,) = cloud.calls("srun")
-    assert step[-4:] == ["--distributed=slurm", *STAGE[1:]]
+    assert step[-5:] == ["--join_timeout=1800", "--distributed=slurm", *STAGE[1:]]
     assert "running" in done.stdout and done.stdout.rstrip().count("True") == 1
     assert "hf_very_secret_value" not in (cloud.folder / "calls.jsonl").read_text()
     assert cloud.calls("scontrol") == []
@@ -88,24 +89,59 @@ def test_a_job_that_was_interrupted_queues_itself_again(cloud: Cloud) -> None:
     assert len(cloud.calls("scontrol")) == 1
 
 
+@pytest.mark.parametrize("status", [3, 137])  # another process is gone; it was killed
+def test_a_job_that_lost_a_process_goes_on_unless_it_always_does(cloud: Cloud, status: int) -> None:
+    set_up(cloud)
+    cloud.run("slurm.sh", *JOB, *STAGE)
+    for ending in (status, status, 143, status, status):
+        assert run_job(cloud, status=ending).returncode == 0
+    assert cloud.calls("scontrol") == [["scontrol", "requeue", "41"]] * 5
+    last = run_job(cloud, status=status)
+    assert last.returncode == status and "lost 3 times in a row" in last.stderr
+    assert len(cloud.calls("scontrol")) == 5
+
+
+def test_processors_of_a_process_reach_the_step(cloud: Cloud) -> None:
+    set_up(cloud)
+    cloud.run("slurm.sh", *JOB, "--cpus=12", *STAGE)
+    assert "--cpus-per-task=12" in cloud.calls("sbatch")[0]
+    cloud.replace_python('#!/usr/bin/env bash\necho "processors: ${SRUN_CPUS_PER_TASK-unsaid}"\n')
+    assert "processors: 12" in run_job(cloud, SLURM_CPUS_PER_TASK="12").stdout
+    assert "processors: unsaid" in run_job(cloud).stdout
+
+
 def test_a_cancelled_job_saves_and_does_not_come_back(cloud: Cloud) -> None:
     set_up(cloud)
     cloud.run("slurm.sh", *JOB, *STAGE)
-    result = cloud.run("slurm.sh", "cancel", "--name=run1", "--yes")
-    assert result.status == 0, result.err
+    # While it runs: the step is told, and saves.
+    cancel = [cloud.checkout / "launch/slurm.sh", "cancel", "--name=run1", "--yes"]
+    cloud.replace_python(f"#!/usr/bin/env bash\n{shlex.join(map(str, cancel))}\nexit 143\n")
+    ended = run_job(cloud)
+    assert ended.returncode == 0 and cloud.calls("scontrol") == [], ended.stderr
     assert cloud.calls("scancel") == [["scancel", "--signal=TERM", "41"]]
-    assert run_job(cloud, status=143).returncode == 0 and cloud.calls("scontrol") == []
     gone = cloud.run("slurm.sh", "cancel", "--name=run1", "--yes")
     assert gone.status == 0 and "nothing to cancel" in gone.out
 
 
-def test_a_job_that_waits_is_cancelled_at_once(cloud: Cloud) -> None:
+@pytest.mark.parametrize("state", ["PENDING", "CONFIGURING", "COMPLETING", "REQUEUED"])
+def test_a_job_that_waits_is_cancelled_at_once(cloud: Cloud, state: str) -> None:
     set_up(cloud)
-    cloud.scenario(job="PENDING")
+    cloud.scenario(job=state)
     cloud.run("slurm.sh", *JOB, *STAGE)
-    assert "41 PENDING" in cloud.run("slurm.sh", "status", "--name=run1").out
+    assert f"41 {state}" in cloud.run("slurm.sh", "status", "--name=run1").out
     assert cloud.run("slurm.sh", "cancel", "--name=run1", "--yes").status == 0
     assert cloud.calls("scancel") == [["scancel", "41"]]
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_cancelled_job_whose_processes_start_just_then_ends(cloud: Cloud, state: str) -> None:
+    set_up(cloud)
+    cloud.scenario(job=state)
+    cloud.run("slurm.sh", *JOB, *STAGE)
+    assert cloud.run("slurm.sh", "cancel", "--name=run1", "--yes").status == 0
+    ended = run_job(cloud)
+    assert ended.returncode == 0 and cloud.calls("scontrol") == [], ended.stderr
+    assert not any("rmr1_jax.main" in call for call in cloud.calls("python"))
 
 
 @pytest.mark.parametrize("step", ["-m venv", "-m pip", "squeue", "sbatch"])

@@ -1,6 +1,7 @@
 """launch/tpu_vm.sh: from nothing to a finished run, through every failure on the way."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import split
 
@@ -50,7 +51,8 @@ def test_up_makes_a_slice_and_runs_on_all_its_workers(cloud: Cloud) -> None:
         "--node-id=run1",
         "--spot",
     } <= set(create)
-    expected = ["--distributed=tpu", "--stage=sft", "--workdir=/mnt/shared/runs/one"]
+    expected = ["--join_timeout=1800", "--distributed=tpu", "--stage=sft"]
+    expected += ["--workdir=/mnt/shared/runs/one"]
     assert [run[3:] for run in runs(cloud, 2)] == [[*expected, "--odd=a 'b' $c"]] * 2
     installs = [call for call in cloud.calls("python", inside=True) if "pip" in call]
     assert len(installs) == 2 and installs[0][-1].endswith("rmr1_jax[tpu]")
@@ -75,7 +77,7 @@ def test_each_generation_has_its_software(cloud: Cloud, accelerator: str, runtim
 
 def failing_calls() -> range:
     """As many as `up` makes; test_every_call_can_fail says whether they still are."""
-    return range(1, 13)
+    return range(1, 15)
 
 
 @pytest.mark.parametrize("number", failing_calls())
@@ -83,7 +85,8 @@ def test_a_call_fails_and_the_same_command_completes(cloud: Cloud, number: int) 
     first = up(cloud, "--detach", fail=number)
     before = {step: done(cloud, step) for step in STEPS}
     broken = " ".join(cloud.calls("gcloud")[number - 1])
-    if "worker.sh status" in broken or number in (4, 5, 6):  # asked again: waiting is patient
+    patient = "worker.sh status" in broken or "tpu-vm list" in broken or number in (4, 5, 6)
+    if patient:  # asked again
         assert first.status == 0
         return
     if "auth list" in broken:
@@ -134,6 +137,97 @@ def test_a_slice_that_is_taken_away_is_made_again_and_the_run_goes_on(
     assert first == second
 
 
+def test_a_slice_that_is_taken_away_before_it_was_reached_is_made_again(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 0}, {}])
+    result = up(cloud)
+    assert result.status == 0, result.err
+    assert "was taken away, though its request is ACTIVE" in result.out
+    actions = [call[4] for call in cloud.calls("gcloud") if call[4] in ("create", "delete")]
+    assert actions == ["create", "delete", "create"] and runs(cloud)
+
+
+@pytest.mark.parametrize("after", ["DELETING", ""])
+def test_a_slice_that_was_deleted_from_elsewhere_is_not_made_again(
+    cloud: Cloud, after: str
+) -> None:
+    cloud.scenario(lives=[{"probes": 3, "after": after, "run": {"waits": True}}])
+    result = up(cloud)
+    assert result.status == 143 and "run1 was deleted, and is not made again" in result.out
+    assert done(cloud, " create ") == 1 and done(cloud, " delete ") == 0
+
+
+@pytest.mark.parametrize("run", [{"waits": True}, {"status": 3}])
+def test_a_run_that_was_stopped_from_elsewhere_is_not_started_again(
+    cloud: Cloud, run: dict[str, int]
+) -> None:
+    cloud.scenario(lives=[{"run": run}])
+    with ThreadPoolExecutor() as threads:
+        watched = threads.submit(up, cloud, "--poll=3", "--restarts=1")
+        assert runs(cloud)
+        assert cloud.run("tpu_vm.sh", "stop", *SLICE, "--yes").status == 0
+        result = watched.result()
+    assert result.status == 143 and "the run was stopped, and is not started again" in result.out
+    assert "costs money" in result.out and runs(cloud)
+
+
+def test_a_run_that_was_stopped_while_its_new_slice_was_set_up_is_not_started(
+    cloud: Cloud,
+) -> None:
+    first = {"probes": 3, "run": {"waits": True}}
+    cloud.scenario(lives=[first, {"stopped_in_setup": True}])
+    result = up(cloud)
+    assert result.status == 143 and "the run was stopped" in result.out
+    assert done(cloud, " create ") == 2 and runs(cloud)
+
+
+STEPS_LEFT_OUT = [*STEPS[1:], "run1:.rmr1_jax/env"]
+
+
+@pytest.mark.parametrize("step", STEPS_LEFT_OUT)
+def test_a_step_that_leaves_a_worker_out_fails_and_is_made_up_for(cloud: Cloud, step: str) -> None:
+    cloud.scenario(lives=[{"workers": 2, "left_out": [step, 1], "run": {"waits": True}}])
+    options = ["--detach", f"--env-file={cloud.secrets()}"]
+    first = up(cloud, *options)
+    assert first.status == 1
+    if step == "scp":
+        assert "unpacking the code failed" in first.error
+    elif "env" in step:
+        assert "the environment file is not here" in first.error
+    else:
+        assert "1 of 2 workers did it" in first.error
+    second = up(cloud, *options)
+    assert second.status == 0, second.err
+    assert runs(cloud, 2)
+    logs = [cloud.folder / "workers" / worker / ".rmr1_jax/log" for worker in "01"]
+    assert all(" True" in log.read_text() for log in logs)  # they have the environment file
+    assert cloud.run("tpu_vm.sh", "stop", *SLICE, "--yes").status == 0
+
+
+def test_an_archive_of_other_code_is_not_unpacked(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 2}])
+    assert up(cloud, "--detach", fail="tar -xzf").status == 1  # copied to both
+    (cloud.checkout / "new.txt").write_text("changed")
+    state = cloud.folder / "state.json"
+    state.write_text(state.read_text().replace('"left_out": ["", 0]', '"left_out": ["scp", 1]'))
+    assert "unpacking the code failed" in up(cloud, "--detach").error
+    assert not (cloud.folder / "workers/1/rmr1_jax").exists()
+
+
+def test_workers_are_waited_for_until_all_answer(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 2, "left_out": ["worker.sh status", 7]}])
+    first = up(cloud, "--detach")
+    assert first.status == 1 and "1 of 2 workers answered" in first.error
+    assert up(cloud, "--detach").status == 0  # two more in vain
+    assert done(cloud, "worker.sh status") == 9
+
+
+def test_of_several_slices_all_workers_are_counted(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 4}])
+    result = up(cloud, "--slices=2")
+    assert result.status == 0, result.err
+    assert runs(cloud, 4)
+
+
 def test_a_request_that_fails_is_asked_for_again_but_not_for_ever(cloud: Cloud) -> None:
     cloud.scenario(lives=[{"states": ["FAILED"]}])
     result = up(cloud, "--restarts=2")
@@ -142,7 +236,9 @@ def test_a_request_that_fails_is_asked_for_again_but_not_for_ever(cloud: Cloud) 
 
 
 @pytest.mark.parametrize("status", [3, 137, 143])
-def test_a_run_that_lost_a_worker_or_was_stopped_starts_again(cloud: Cloud, status: int) -> None:
+def test_a_run_that_lost_a_worker_or_was_interrupted_starts_again(
+    cloud: Cloud, status: int
+) -> None:
     cloud.scenario(lives=[{"run": {"status": status}}])
     result = up(cloud, "--restarts=1")
     assert "the run was interrupted" in result.out and runs(cloud, 2)
@@ -155,7 +251,8 @@ def test_a_run_that_failed_is_not_started_again(cloud: Cloud, status: int) -> No
     result = up(cloud)
     assert result.status == status and runs(cloud)
     assert f"ended with status {status}" in result.error
-    assert "running --distributed=tpu --stage=sft" in result.err  # the end of its log
+    log = "running --join_timeout=1800 --distributed=tpu --stage=sft"
+    assert log in result.err  # the end of it
     assert "costs money" in result.err
 
 
@@ -174,9 +271,11 @@ def test_what_is_running_is_left_alone_and_can_be_watched_and_stopped(cloud: Clo
     sync = cloud.run("tpu_vm.sh", "sync", *SLICE)
     assert sync.status == 2 and "a run is going on run1" in sync.error
     assert "state=running" in cloud.run("tpu_vm.sh", "status", *SLICE, mount).out
-    stop = cloud.run("tpu_vm.sh", "stop", *SLICE)
+    unasked = cloud.run("tpu_vm.sh", "stop", *SLICE)
+    assert unasked.status == 2 and "This ends what runs on run1" in unasked.error
+    stop = cloud.run("tpu_vm.sh", "stop", *SLICE, "--yes")
     assert stop.status == 0 and "stopped" in stop.out
-    assert "state=ended:143" in cloud.run("tpu_vm.sh", "status", *SLICE, mount).out
+    assert "state=stopped" in cloud.run("tpu_vm.sh", "status", *SLICE, mount).out
     assert "waiting" in cloud.run("tpu_vm.sh", "logs", *SLICE).out
 
 
@@ -201,6 +300,13 @@ def test_a_dry_run_shows_all_and_only_reads(cloud: Cloud) -> None:
     shown = [line for line in shown if " describe " not in line]
     assert [split(line)[5] for line in shown] == [call[4] for call in made]
     assert split(shown[-1])[1:] == made[-1]  # to the last quote
+
+
+def test_a_dry_run_shows_that_the_slice_is_deleted_when_done(cloud: Cloud) -> None:
+    command = "+ gcloud compute tpus queued-resources delete run1"
+    assert command not in up(cloud, "--dry-run").out
+    assert command in up(cloud, "--dry-run", "--delete-when-done").out.splitlines()[-1]
+    assert reads_only(cloud.calls())
 
 
 @pytest.mark.parametrize("missing", ["gcloud", "login"])

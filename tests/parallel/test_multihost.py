@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from rmr1_jax.errors import UserError
+from rmr1_jax.errors import LOST, MissingProcessError, UserError
 from rmr1_jax.main import main
 from rmr1_jax.parallel import clusters
 from rmr1_jax.parallel.clusters import Place
-from rmr1_jax.parallel.lifeline import LOST, Lifeline
+from rmr1_jax.parallel.lifeline import Lifeline
 from rmr1_jax.parallel.multihost import Distributed, join
 from rmr1_jax.parallel.roll_call import Address, Met, meet
 from tests.processes import free_address, run_job, run_processes
@@ -147,11 +148,37 @@ class TestTheEnvironment:
             found = clusters.by_environment(method, 1)
             assert found == Place(Address("localhost", 8482), 4, 3), method
 
+    def test_of_a_pod_whose_first_has_no_address_yet_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unknown(host: str) -> str:
+            raise socket.gaierror(host)
+
+        monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+        monkeypatch.setattr(socket, "gethostbyname", unknown)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "slice-1-0,slice-1-1")
+        monkeypatch.setenv("TPU_WORKER_ID", "0")
+        monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+        monkeypatch.setenv("MEGASCALE_SLICE_ID", "1")
+        monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "slice-0-0")
+        with pytest.raises(MissingProcessError, match="process 0 has no address after 1 s"):
+            clusters.by_environment("gke", 1)
+
     def test_of_one_machine_with_a_tpu_means_one_process(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
         assert join(Distributed(), "sft", shared=True) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [("host-0:8476", "host-0"), ("10.0.0.1:8476", "10.0.0.1"), ("[fd00::7]:8476", "fd00::7")],
+)
+def test_an_address_reads_as_it_is_written(text: str, host: str) -> None:
+    address = Address.parse(text)
+    assert address == Address(host, 8476) and str(address) == text
 
 
 def call_the_roll(
@@ -187,16 +214,19 @@ class TestTheRollCall:
 
     def test_names_who_is_missing_to_all_who_came(self) -> None:
         found = call_the_roll(5, (0, 5), (2, 5), limit=1.0)
+        assert all(isinstance(error, MissingProcessError) for error in found)
         assert len({str(error) for error in found}) == 1
         assert "2 of 5 processes came within 1 s; missing: processes 1, 3, 4." in str(found[0])
 
     def test_says_where_it_waited_for_the_first(self) -> None:
         [error] = call_the_roll(2, (1, 2), limit=1.0)
+        assert isinstance(error, MissingProcessError)
         assert "process 1 of 2: process 0 did not call the roll at localhost:" in str(error)
 
     def test_refuses_two_of_the_same_number(self) -> None:
         found = call_the_roll(3, (0, 3), (1, 3), (1, 3))
         assert all("say that they are number 1 of 3" in str(error) for error in found)
+        assert not any(isinstance(error, MissingProcessError) for error in found)
 
     def test_refuses_another_number_of_processes(self) -> None:
         found = call_the_roll(2, (0, 2), (1, 4))
@@ -293,7 +323,7 @@ class TestTheLifeline:
 
 def test_a_missing_process_is_named_by_those_that_came() -> None:
     ended = run_job(["--stage=judge", "--join_timeout=3"], 4, 1, only=[0, 2])
-    assert [end.status for end in ended] == [2, 2]
+    assert [end.status for end in ended] == [LOST, LOST]
     for end in ended:
         assert end.err.startswith(
             "error: 2 of 4 processes came within 3 s; missing: processes 1, 3"

@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
+from tests.evaluation.fake_run import write_fake_run
 from tests.processes import MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
 pytestmark = pytest.mark.slow
 
 PAIRS = 40  # in both orders; about sixteen judgements are finished at a time
+LOGGED = {
+    "text_chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
+    "text_rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}],
+    "results": 1,
+    "answers": "[[B]]",
+    "Is_Chosen_Answer_Shuffled_toPositionB": True,
+    "subset": "hep-go",
+    "id": 5,
+}
 JUDGED = "rmr1_jax.stages.progress:JudgingProgress.pair_done"
 
 
@@ -117,3 +127,23 @@ def test_four_come_to_the_same_scores_though_one_is_killed_and_one_asked_to_stop
     assert [end.status for end in start(folder, "four", 4)] == [0] * 4
     assert traces(folder, "four") == traces(folder, unbroken)
     assert scores(folder, "four") == scores(folder, unbroken)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--score_only", "--output=weak"], "report: weak/report.html"),
+        (["--compare", "weak", "strong", "--output=both"], "comparison: both/comparison.html"),
+        (["--import_logs=logs.json", "--output=imported"], "report: imported/report.html"),
+    ],
+)
+def test_leave_what_judges_nothing_to_the_first(
+    tmp_path: Path, options: list[str], said: str
+) -> None:
+    for seed, name in enumerate(("weak", "strong")):
+        write_fake_run(tmp_path / name, seed=seed, benchmarks=("rewardbench",))
+    (tmp_path / "logs.json").write_text(json.dumps([LOGGED]))
+    inside = f"import os; os.chdir({str(tmp_path)!r})\n{MAIN}"
+    first, second = run_job(["--stage=evaluate", *options], 2, 1, script=inside)
+    assert first.status == second.status == 0, (first, second)
+    assert said in first.out and "html" not in second.out
