@@ -1,5 +1,6 @@
 """Files that are whole or absent, whatever interrupts their writing."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from rmr1_jax.errors import UserError
 
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file beside its place, then move it there. Raises UserError."""
-    part = path.with_name(path.name + ".part")
+    # Another process may be writing the same file.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -18,6 +20,8 @@ def write_whole(path: Path, text: str) -> Path:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); "
             "free space or choose another place, and run the same command again"

@@ -37,6 +37,8 @@ class Transfers:
     """That a device sends."""
     in_decode_loop: float
     """Bytes of them in one decode step."""
+    between_slices: float
+    """Bytes of them that leave a slice, or a host of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,17 @@ def analyse(compiled: Compiled, chip: Chip, *, devices_per_slice: int | None = N
         devices_per_slice=devices_per_slice,
         branches=lambda conditional: _branch(program, conditional),
     )
-    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for one in collectives(program, planned.trips):
         sums = found[one.kind]
         sums[0] += one.times
         sums[1] += one.times * one.wire_bytes
         if any(map(is_decode_loop, one.loops)) and planned.decode:
             sums[2] += one.times * one.wire_bytes / planned.decode.steps
+        if devices_per_slice and one.crosses(devices_per_slice):
+            sums[3] += one.times * one.wire_bytes
     transfers = {kind: Transfers(*sums) for kind, sums in sorted(found.items())}
-    return Analysis(whole, transfers, _decode_step(planned, program, chip))
+    return Analysis(whole, transfers, _decode_step(planned, program, chip, devices_per_slice))
 
 
 def is_decode_loop(loop: Loop) -> bool:
@@ -104,7 +108,9 @@ def is_decode_loop(loop: Loop) -> bool:
     return loop.op_name.endswith("decode/while")
 
 
-def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep | None:
+def _decode_step(
+    planned: Planned, program: Program, chip: Chip, devices_per_slice: int | None
+) -> DecodeStep | None:
     if planned.decode is None:
         return None
 
@@ -117,6 +123,7 @@ def _decode_step(planned: Planned, program: Program, chip: Chip) -> DecodeStep |
         trips=once,
         kernels=partial(_kernel_flops, planned, program),
         reads=partial(_share_read, planned),
+        devices_per_slice=devices_per_slice,
         within=is_decode_loop,
         branches=lambda conditional: _branch(program, conditional),
     )

@@ -11,6 +11,11 @@ from rmr1_jax.planning.hlo import Computation, Instruction, Program, Shape
 from rmr1_jax.planning.traffic import COLLECTIVES, starts_collective
 from rmr1_jax.planning.walk import Loop, Step, Trips, walk
 
+_BETWEEN = re.compile(
+    r'_xla_megascale_target="?(?P<target>\{[^"]*\})"?,.*?_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
+_SLICE = 100_000
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -65,6 +70,49 @@ def collectives_of(program: Program, step: Step) -> Iterator[Collective]:
                 yield from _collective(step, inner, where, inner.opcode, True)
     elif opcode == "fusion":
         yield from _fused(program, step)
+    elif opcode == "send":
+        yield from _between_slices(step)
+
+
+def _between_slices(step: Step) -> Iterator[Collective]:
+    """What goes from slice to slice: the TPU compiler has the host send it. The `recv` beside it
+    is its other half."""
+    instruction = step.instruction
+    found = _BETWEEN.search(instruction.text)
+    if found is None:
+        return
+    kind = found["kind"].lower().replace("_", "-")
+    group = _group_of_slices(found["target"])
+    sent = instruction.shapes[0].bytes
+    yield Collective(
+        "collective-permute" if kind == "one-to-one" else kind,
+        sent * len(group) if kind == "all-gather" else sent,
+        len(group),
+        group,
+        step.times,
+        step.loops,
+        True,
+        instruction.op_name,
+        instruction,
+    )
+
+
+def _group_of_slices(target: str) -> tuple[int, ...]:
+    """The first group of `{1,2}x{0:3}` (devices 0 to 3 of slices 1 and 2, each with its like) or of
+    `{{100000,200000},...}` (each device as 100,000 times its slice, plus its number)."""
+    slices, by, devices = target.partition("x")
+    if by:
+        size = 1 + max(_numbers(devices))
+        return tuple((one - 1) * size for one in _numbers(slices))
+    size = 1 + max(number % _SLICE for number in _numbers(target))
+    return tuple(
+        (number // _SLICE - 1) * size + number % _SLICE
+        for number in _numbers(target.partition("}")[0])
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _fused(program: Program, step: Step) -> Iterator[Collective]:

@@ -1,8 +1,9 @@
 """A recipe on chips that are not here: what compiles, what fits, how long it may take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import jax
@@ -176,14 +177,15 @@ def propose(planner: Planner, candidates: Sequence[Recipe]) -> Plan | None:
     return None
 
 
-def search(planner: Planner, first: Plan) -> list[Plan]:
-    """Of a plan and all variants of its recipe those that fit, the fastest first."""
+def search(planner: Planner, first: Plan) -> Iterator[list[Plan]]:
+    """Of a plan and all variants of its recipe those that fit, the fastest first; so far, whenever
+    one more does."""
+    found: list[Plan] = []
     others = variants(first.recipe, planner.model, planner.topology)
-    tried = [first, *(_tried(planner, each) for each in others)]
-    return sorted(
-        (plan for plan in tried if plan is not None and plan.fits),
-        key=lambda plan: plan.step_seconds,
-    )
+    for plan in chain([first], (_tried(planner, each) for each in others)):
+        if plan is not None and plan.fits:
+            found = sorted([*found, plan], key=lambda each: each.step_seconds)
+            yield found
 
 
 def _tried(planner: Planner, recipe: Recipe) -> Plan | None:

@@ -201,7 +201,10 @@ def _slice(instruction: Instruction, inputs: list[tuple[Shape, ...]]) -> Traffic
 
 
 def _results(instruction: Instruction) -> tuple[Shape, ...]:
-    """An asynchronous start returns its operands too, and flags; cuBLAS the room it works in."""
+    """An asynchronous start returns its operands too, and flags; cuBLAS the room it works in; a
+    send nothing but what it was given."""
+    if instruction.opcode == "send":
+        return ()
     if is_gemm(instruction):
         return instruction.shapes[:1]
     if not instruction.opcode.endswith("-start"):

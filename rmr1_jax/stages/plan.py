@@ -24,7 +24,7 @@ from rmr1_jax.planning.plan import (
     smaller,
     variants,
 )
-from rmr1_jax.planning.report import ranking, sentences, table, to_json
+from rmr1_jax.planning.report import COLUMNS, ranking, sentences, tables, to_json
 from rmr1_jax.planning.topology import parse_topology
 from rmr1_jax.stages.self_made import grpo_defaults, self_made_model
 from rmr1_jax.stages.training_run import lora_of
@@ -39,6 +39,8 @@ def run(config: PlanConfig) -> int:
     prompt, response = config.lengths(recipe)
     model = model_of(config, recipe)
     console, progress = Console(), Console(stderr=True)
+    # A file has 80 columns for Rich; and a narrow terminal wraps what it would cut off.
+    console.width = max(console.width, COLUMNS)
     console.print(
         f"{config.name} on {topology.name} ({topology.chips} chips): "
         f"{count_parameters(model) / 1e9:.2f} billion parameters, {placement_name(recipe)}; "
@@ -46,22 +48,30 @@ def run(config: PlanConfig) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    with progress.status("compiling") as status:
+    status = progress.status("compiling")
 
-        def on_program(name: str) -> None:
-            status.update(f"compiling {name}")
-            if not progress.is_terminal:
-                progress.print(f"compiling {name}", highlight=False, soft_wrap=True)
+    def on_program(name: str) -> None:
+        status.update(f"compiling {name}")
+        if not progress.is_terminal:
+            progress.print(f"compiling {name}", highlight=False, soft_wrap=True)
 
-        planner = Planner(config, model, topology, lora_of(recipe), on_program)
+    planner = Planner(config, model, topology, lora_of(recipe), on_program)
+    with status:
         plan = planner.plan(recipe)
-        others = search(planner, plan) if config.search else []
-        proposed = None
+    show(console, plan, config.price)
+    # What follows may take hours, and be interrupted.
+    written = write(config, plan, [], None)
+    console.print(f"plan: {written}", highlight=False, soft_wrap=True)
+    others: list[Plan] = []
+    proposed = None
+    with status:
+        if config.search:
+            for others in search(planner, plan):
+                write(config, plan, others, None)
         if not plan.fits:
             # A search has tried the variants.
             ways = [] if config.search else variants(recipe, model, topology)
             proposed = others[0] if others else propose(planner, [*smaller(recipe), *ways])
-    show(console, plan, config.price)
     if config.search:
         console.print("\nWhat fits, the fastest first:")
         console.print(ranking(others) if others else "nothing", highlight=False)
@@ -72,8 +82,7 @@ def run(config: PlanConfig) -> int:
             else "nothing that was tried fits; take more chips, or adapters (--lora.rank)"
         )
         console.print(f"\n{advice}", highlight=False, soft_wrap=True)
-    written = write(config, plan, others, proposed)
-    console.print(f"plan: {written}", highlight=False, soft_wrap=True)
+    write(config, plan, others, proposed)
     return 0 if plan.fits else 1
 
 
@@ -92,7 +101,8 @@ def model_of(config: PlanConfig, recipe: Recipe) -> ModelConfig:
 
 
 def show(console: Console, plan: Plan, price: float) -> None:
-    console.print(table(plan), highlight=False)
+    for table in tables(plan):
+        console.print(table, "", highlight=False)
     for line in sentences(plan, price):
         console.print(line, highlight=False, soft_wrap=True)
 

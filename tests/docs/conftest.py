@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmr1_jax.main import main
+from tests.data.test_catalogue import publish
 from tests.docs.commands import REPOSITORY
 from tests.evaluation.test_rmb import BEST, PAIRS, best_of_n, pairwise
 from tests.launch.conftest import cloud  # noqa: F401
@@ -44,7 +45,9 @@ def workplace(
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
         write_models(folder)
+        write_hub(folder)
         write_training_data(folder)
         write_benchmarks(folder)
         write_results(folder)
@@ -59,6 +62,21 @@ def write_models(folder: Path) -> None:
     links = {"SMOLLM2_DIR": "MODEL_DIR", "runs/sft_qwen2_5_7b": "MODEL_DIR"}
     for link, there in {**links, "runs/grpo_qwen2_5_7b": "ORBAX_DIR"}.items():
         (folder / link).symlink_to(folder / there)
+
+
+def write_hub(folder: Path) -> None:
+    """A few rows of RM-R1's sources, where `datasets` finds sets by their names on the hub."""
+
+    def messages(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+
+    sides = {"chosen": messages("yes"), "rejected": messages("no"), "source": "helpsteer2"}
+    publish(folder, "Skywork/Skywork-Reward-Preference-80K-v0.2", [sides])
+    code = {"input": "Q", "accepted": "yes", "rejected": "no"}
+    publish(folder, "Vezora/Code-Preference-Pairs", [code] * 20)
+    steps = {"prompt": "Q", "initial_reason_steps": "One. "}
+    steps |= {"full_chosen": "Yes.", "full_rejected": "No."}
+    publish(folder, "xinlai/Math-Step-DPO-10K", [steps])
 
 
 def write_training_data(folder: Path) -> None:

@@ -138,3 +138,43 @@ def test_a_collective_cut_into_fused_pieces_counts_once() -> None:
     gather, scatter = collectives(read_program(FUSED))
     assert (gather.kind, gather.bytes, gather.asynchronous) == ("all-gather", 2048, True)
     assert (scatter.kind, scatter.bytes, scatter.asynchronous) == ("reduce-scatter", 8192, False)
+
+
+SENT = """\
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {{
+  %a = bf16[8,128]{{1,0}} parameter(0)
+  %token = token[] after-all()
+  %send = (bf16[8,128]{{1,0}}, u32[]{{:S(2)}}, token[]) send(%a, %token), channel_id=2, \
+is_host_transfer=true, frontend_attributes={{_xla_megascale_target={target},\
+_xla_megascale_transfer_type="{kind}"}}
+  %recv = (bf16[8,128]{{1,0}}, u32[]{{:S(2)}}, token[]) recv(%token), channel_id=1, \
+is_host_transfer=true, frontend_attributes={{_xla_megascale_target={target},\
+_xla_megascale_transfer_type="{kind}"}}
+  %done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %got = (bf16[8,128]{{1,0}}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %b = bf16[8,128]{{1,0}} get-tuple-element(%got), index=0
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "sent_as", "kind", "group", "bytes_"),
+    [
+        ('"{1,2,3,4}x{0:3}"', "ALL_REDUCE", "all-reduce", (0, 4, 8, 12), 2048),
+        ('"{1,2}x{0:7}"', "REDUCE_SCATTER", "reduce-scatter", (0, 8), 2048),
+        ('"{1,2}x{0:3}"', "ALL_GATHER", "all-gather", (0, 4), 4096),
+        ("{{100001,200001},{100000,200000}}", "ALL_TO_ALL", "all-to-all", (1, 3), 2048),
+        ("{{100000->200001},{100001->200000}}", "ONE_TO_ONE", "collective-permute", (0, 3), 2048),
+    ],
+)
+def test_what_the_host_sends_to_another_slice_is_a_collective(
+    target: str, sent_as: str, kind: str, group: tuple[int, ...], bytes_: float
+) -> None:
+    (found,) = collectives(read_program(SENT.format(target=target, kind=sent_as)))
+    assert (found.kind, found.group, found.bytes) == (kind, group, bytes_)
+    assert found.asynchronous
+
+
+def test_what_is_sent_to_a_host_alone_is_none() -> None:
+    text = SENT.format(target="", kind="").replace("megascale", "other")
+    assert collectives(read_program(text)) == []

@@ -126,6 +126,19 @@ def test_what_leaves_a_slice_takes_the_slow_way() -> None:
     assert math.isclose(found.seconds, 3 * MATRIX_BYTES / V5E.slow_bandwidth + BETWEEN_SLICES)
 
 
+def test_what_hosts_send_between_slices_takes_the_slow_way_behind_other_work() -> None:
+    send = (
+        f"%s = ({MATRIX}, u32[]{{:S(2)}}, token[]) send(%a, %t), is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    found = priced("%t = token[] after-all()", send, f"%b = {DOT}", devices_per_slice=4)
+    seconds = MATRIX_BYTES / V5E.slow_bandwidth + BETWEEN_SLICES
+    assert math.isclose(found.seconds, seconds) and seconds > PRODUCT
+    assert math.isclose(found.seconds_without_overlap, seconds + PRODUCT)
+    assert (found.read, found.written) == (2 * MATRIX_BYTES, MATRIX_BYTES)  # with the product's
+
+
 KERNEL = f'%k.1 = {MATRIX} custom-call(%a), custom_call_target="tpu_custom_call"'
 
 

@@ -1,12 +1,16 @@
 """`--stage=plan`: compiled for chips that are not here, in a directory of its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rmr1_jax.main import main
+from rmr1_jax.models.checkpoint import load_config
+from rmr1_jax.models.tensors import count_parameters
+from rmr1_jax.planning.plan import Plan, Planner
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
 
@@ -75,7 +79,9 @@ def test_every_program_of_an_sft_recipe(
     assert 0 < update["mfu"] < 1 and update["roofline_seconds"] <= update["seconds"]
     assert found["steps"] == 8753 // 32
     assert found["hours"] * 3600 == pytest.approx(found["steps"] * found["step_seconds"])
-    assert "chip-hours" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "chip-hours" in said and "reduce-scatter" in said
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said  # nothing is cut off, though this is no terminal
 
 
 def test_every_program_of_a_grpo_recipe(tmp_path: Path, model: Path) -> None:
@@ -125,12 +131,45 @@ def test_a_search_ranks_what_fits(tmp_path: Path, model: Path) -> None:
     }
 
 
+def test_an_interrupted_search_leaves_what_was_found(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compile_all, done = Planner.plan, list[Plan]()
+
+    def interrupted(self: Planner, recipe: Any, **options: Any) -> Plan:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(replace(done[0], recipe=recipe) if done else compile_all(self, recipe))
+        return done[-1]
+
+    monkeypatch.setattr(Planner, "plan", interrupted)
+    status, found = plan(tmp_path, SFT, f"--model={model}", "--topology=v5e:1x1", "--search")
+    assert status == 130 and found["programs"]["update"]["seconds"] > 0
+    assert [each["options"] for each in found["ranking"]] == [
+        "--mesh=fsdp=-1 --remat=full",
+        "--mesh=fsdp=-1 --remat=dots",
+    ]
+    assert "Memory of a device" in capsys.readouterr().out
+
+
 def test_several_slices_send_between_them_what_data_parallelism_needs(
-    tmp_path: Path, model: Path
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = (f"--model={model}", "--topology=v5e:2x2*2", "--mesh=data=2,fsdp=4")
     status, found = plan(tmp_path, SFT, *options)
     assert status == 0 and found["chips"] == 8 and found["topology"] == "v5e:2x2*2"
+    outside = {
+        (name, kind): sent["between_slices"]
+        for name, program in found["programs"].items()
+        for kind, sent in program["collectives"].items()
+    }
+    # Gradients of a device's quarter of the weights, those of the layers once a micro-batch, in
+    # bf16 or fp32. Weights are gathered inside of each slice.
+    gradients = outside.pop(("update", "all-reduce"))
+    weights = count_parameters(load_config(model)) / 4
+    assert 2 * weights < gradients < 4 * 4 * weights
+    assert ("update", "all-gather") in outside and not any(outside.values())
+    assert "between slices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
