@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,14 +99,21 @@ class TestInstalling:
 
     @staticmethod
     def run(
-        monkeypatch: pytest.MonkeyPatch, *, chip: str = "cpu", source: str = "", there: bool = False
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        chip: str = "cpu",
+        source: str = "",
+        there: bool = False,
+        driver: str = "580.65.06",
+        finds: str = "gpu",
     ) -> list[list[str]]:
-        """Runs the cell; the commands that it would have run."""
+        """Runs the cell on a machine where JAX finds a `gpu` or only a `cpu`; how it installed."""
         commands: list[list[str]] = []
 
         def run(command: list[str], **options: object) -> SimpleNamespace:
             commands.append(command)
-            return SimpleNamespace(returncode=0)
+            said = f"{driver}\n{driver}\n" if "nvidia-smi" in command else f"{finds}\n"
+            return SimpleNamespace(returncode=0, stdout=said)
 
         nodes = [Path("/dev/vfio/0")] if chip == "tpu" else []
         smi = "nvidia-smi" if chip == "cuda" else None
@@ -114,9 +122,10 @@ class TestInstalling:
             machine.setattr("pathlib.Path.glob", lambda path, pattern: nodes)
             machine.setattr("shutil.which", lambda command: smi)
             machine.setattr("subprocess.run", run)
+            machine.delenv("JAX_PLATFORMS", raising=False)
             [cell] = {sources(name, "code")[0] for name in NAMES}
             exec(cell.replace('SOURCE = ""', f"SOURCE = {source!r}"), {})
-        return [command for command in commands if command != ["nvidia-smi"]]
+        return [command for command in commands if "pip" in command]
 
     def test_leaves_a_package_that_is_there_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.run(monkeypatch, chip="cuda", there=True) == []
@@ -132,6 +141,25 @@ class TestInstalling:
         [command] = self.run(monkeypatch, chip=chip, source=str(tmp_path))
         assert command[-1] == f"{tmp_path}{extra}"
 
+    def test_installs_the_cuda_that_an_old_driver_knows(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(FOLDER)
+        [command] = self.run(monkeypatch, chip="cuda", driver="550.54.15")
+        assert command[-1] == f"{REPOSITORY}[cuda12]"
+        extras = ConfigParser()
+        extras.read(REPOSITORY / "setup.cfg")
+        assert extras["options.extras_require"]["cuda12"].split() == ["jax[cuda12]"]
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_says_what_to_do_where_jax_does_not_find_the_gpu(
+        self, there: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(FOLDER)
+        with pytest.raises(RuntimeError, match=r"is 470\.82\.01\..*pip install 'jax\[cuda12\]'"):
+            self.run(monkeypatch, chip="cuda", there=there, driver="470.82.01", finds="cpu")
+        assert len(self.run(monkeypatch, chip="cpu", there=there, finds="cpu")) == (not there)
+
     def test_takes_the_checkout_that_it_is_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(FOLDER)
         [command] = self.run(monkeypatch, chip="tpu")
@@ -143,6 +171,22 @@ class TestInstalling:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(RuntimeError, match="Say in SOURCE"):
             self.run(monkeypatch)
+
+
+def test_an_example_that_was_interrupted_is_made_again() -> None:
+    [cell] = [each for each in sources(NAMES[1], "code") if "if not RESULTS" in each]
+    ran: list[str] = []
+
+    def rmr1(command: str) -> None:
+        ran.append(command)
+        if len(ran) == 4:  # the second evaluation
+            raise KeyboardInterrupt
+
+    names = {"RESULTS": [], "rmr1": rmr1, "os": os, "PAIRS": 600, "STEPS": 36, "HELD_OUT": 6}
+    with pytest.raises(KeyboardInterrupt):
+        exec(cell, names)
+    exec(cell, names)
+    assert len(ran) == 8 and names["RESULTS"] == ["results/halfway", "results/trained"]
 
 
 class Executed:
