@@ -32,7 +32,8 @@ def parse_order(text: str) -> Order:
     found = re.fullmatch(r"seed=(\d{1,10})", text)
     if found is None or int(found[1]) >= 2**32:
         raise UserError(
-            f"--order={text} is unknown; it must be published, both, or seed=N, N from 0 to {2**32 - 1}"
+            f"--order={text} is unknown; it must be published, both, or seed=N, "
+            f"N from 0 to {2**32 - 1}"
         )
     return Order("seed", int(found[1]))
 

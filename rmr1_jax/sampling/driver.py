@@ -139,7 +139,8 @@ class Engine:
         """Return when few slots are live; or when one is free, if more requests may come."""
         slots = state.slots.request.shape[0] // self.programs.groups
         if queue.exhausted:
-            return few(slots)
+            # A group that returned for the host to make it smaller would wait for the others.
+            return few(slots) if self.programs.groups == 1 else 0
         return slots - 1 if queue.waiting else 0  # 0: the queue is full of unfinished groups
 
     def _count(self, queue: Queue) -> None:

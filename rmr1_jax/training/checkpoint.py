@@ -6,6 +6,7 @@ renames it when it is whole, so a kill at any moment leaves the earlier ones as 
 """
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rmr1_jax.training.step import TrainState
 
 OPTIMIZER, RUN = "optimizer", "run"
 SCORE = "score"
+DAMAGED = ".damaged"
 
 
 class RunCheckpoints:
@@ -103,22 +105,32 @@ class RunCheckpoints:
 
         A damaged checkpoint is named, set aside and the one before it tried. `like` gives shapes,
         types and shardings (arrays or `jax.ShapeDtypeStruct`). Raises UserError where a checkpoint
-        is of another model, or all of them are damaged.
+        is of another model or cannot be read now, or all of them are damaged, also if an earlier
+        start has found that.
         """
         steps = self.steps()
         for step in reversed(steps):
-            found, damage = None, None
+            found = None
+            damage: Exception | None = None
             try:
                 with quiet_orbax():
                     found = self._read(step, like)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    raise UserError(
+                        f"checkpoint {self.directory / str(step)} cannot be read now "
+                        f"({error.strerror or error}). Mend that, and run the same command again; "
+                        "it was left as it is."
+                    ) from error
+                damage = error
             except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damage
                 damage = error
             if not any_process(damage is not None):
                 return found
             self._set_aside(step, damage or "another process cannot read its part")
-        if steps:
+        if steps or any(self.directory.glob(f"*{DAMAGED}*")):
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read. "
                 "Start again in another --workdir."
@@ -160,15 +172,19 @@ class RunCheckpoints:
 
     def _set_aside(self, step: int, error: object) -> None:
         place = self.directory / str(step)
-        aside = self.directory / f"{step}.damaged"
 
-        def rename() -> None:
-            place.rename(aside)
+        def rename() -> str:
+            aside = place.with_name(f"{step}{DAMAGED}")
+            for number in count(2):
+                if not aside.exists():
+                    break
+                aside = place.with_name(f"{step}{DAMAGED}-{number}")
+            return place.rename(aside).name
 
-        decided_by_first(rename, about=place)
+        aside = decided_by_first(rename, about=place)
         self._manager.reload()
         reason = str(error).strip().split("\n")[0][:200]
-        self.warn(f"checkpoint {place} is damaged ({reason}); it is now {aside.name}")
+        self.warn(f"checkpoint {place} is damaged ({reason}); it is now {aside}")
 
     def wait(self) -> None:
         """Until all that was started is on the disk. Raises what it met."""

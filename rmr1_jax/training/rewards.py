@@ -95,7 +95,9 @@ def score_shared(function: RewardFunction, sampled: Sequence[Sampled]) -> Float[
         values[: len(scored)] = scored
     except UserError as error:
         failure = error
-    gathered = np.asarray(multihost_utils.process_allgather(values)).T.ravel()[: len(sampled)]
+    # As bits: JAX would round the numbers to 32.
+    words = np.asarray(multihost_utils.process_allgather(values.view(np.uint32)))
+    gathered = words.view(np.float64).T.ravel()[: len(sampled)]
     if failure is not None:
         raise failure
     if np.isnan(gathered).any():

@@ -12,7 +12,7 @@ from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.parallel.mesh import MeshShape, make_mesh
 from rmr1_jax.parallel.rules import DECODING_RULES, axis_sizes, even_rules, shardings
-from rmr1_jax.sampling.driver import Engine
+from rmr1_jax.sampling.driver import Engine, Request
 from rmr1_jax.sampling.engine import unstack_layers
 from tests.sampling.conftest import random_requests
 from tests.sampling.test_engine import answers, computed_once, requests_with_prefix, texts
@@ -37,6 +37,16 @@ def test_any_mesh_gives_the_tokens_of_one_device(
     expected = texts(answers(Engine(config, weights, slots=4, group_size=samples), requests))
     mesh = make_mesh(MeshShape(*shape), jax.devices()[: math.prod(shape)])
     assert texts(answers(engine_on(mesh, config, params, samples), requests)) == expected
+
+
+def test_no_data_group_waits_for_another(config: ModelConfig, params: Params) -> None:
+    """One has few long responses early, and the other many that are short of them."""
+    lengths = [300 if index == 1 else 5 if index % 2 else 150 for index in range(8)]
+    requests = [Request([1, 2, 3 + index], n, index=index) for index, n in enumerate(lengths)]
+    some = engine_on(make_mesh(MeshShape(2, 1, 1), jax.devices()[:2]), config, params, samples=1)
+    found = answers(some, requests)
+    assert [len(sample.tokens) for [sample] in found] == lengths
+    assert some.work.steps == max(lengths)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run saves: the last few, the best, and nothing that cannot be read again."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +98,42 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
 
 
+def damage(checkpoint: Path) -> None:
+    for file in (checkpoint / "weights").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+
+
+def test_one_that_is_damaged_again_is_set_aside_beside_the_first(
+    checkpoints: Open, tmp_path: Path
+) -> None:
+    save(checkpoints(), 1)
+    said: list[str] = []
+    for _ in range(2):
+        save(checkpoints(), 2)
+        damage(tmp_path / "checkpoints" / "2")
+        restored = checkpoints(said).restore(state(0))
+        assert restored is not None and restored[1] == {"step": 1}
+    assert [line.partition("is now ")[2] for line in said] == ["2.damaged", "2.damaged-2"]
+
+
+def test_one_that_cannot_be_read_just_now_is_left_alone(
+    checkpoints: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(checkpoints(), step)
+
+    def read(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "_read", read)
+        with pytest.raises(UserError, match=r"checkpoints/2 cannot be read now \(Too many open"):
+            checkpoints().restore(state(0))
+    restored = checkpoints().restore(state(0))
+    assert restored is not None and restored[1] == {"step": 2}
+
+
 def test_a_half_written_one_is_not_there(checkpoints: Open, tmp_path: Path) -> None:
     save(checkpoints(), 1)
     whole = tmp_path / "checkpoints" / "1"
@@ -119,5 +156,6 @@ def test_that_all_are_damaged_is_an_error(checkpoints: Open, tmp_path: Path) -> 
     for file in (tmp_path / "checkpoints" / "1" / "weights").rglob("*"):
         if file.is_file():
             file.unlink()
-    with pytest.raises(UserError, match="none of the checkpoints"):
-        checkpoints().restore(state(0))
+    for _ in range(2):  # and stays one, when they are set aside
+        with pytest.raises(UserError, match="none of the checkpoints"):
+            checkpoints().restore(state(0))

@@ -5,16 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.training import rewards
 from rmr1_jax.training.rewards import (
     Sampled,
     length_penalty,
     load_reward,
     published,
     score,
+    score_shared,
 )
 
 SAMPLE = Sampled(
@@ -86,6 +90,19 @@ def test_a_function_that_raises_is_named_with_its_sample() -> None:
     good = replace(SAMPLE, sample=4)
     with pytest.raises(UserError, match="sample 3 of prompt pair-7: it raised ZeroDivisionError"):
         score(mine, [good, SAMPLE])
+
+
+def test_processes_share_rewards_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(values: np.ndarray) -> jax.Array:
+        """As JAX does: each process' values, as JAX arrays; here both have the same."""
+        return jnp.stack([jnp.asarray(values)] * 2)
+
+    monkeypatch.setattr(rewards.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(rewards.multihost_utils, "process_allgather", gather)
+    numbers = [0.1, 0.100000001, 1e39]
+    samples = [replace(SAMPLE, sample=number) for number in (0, 0, 1, 1, 2)]
+    found = score_shared(lambda sampled: numbers[sampled.sample], samples)
+    assert found.tolist() == [numbers[each.sample] for each in samples]
 
 
 @pytest.mark.parametrize("value", [1, True, np.float32(0.5), np.int64(-1), np.bool_(True)])
