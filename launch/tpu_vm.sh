@@ -137,6 +137,7 @@ exit_if_stopped() {
     fi
 }
 
+UNMET=0
 # Until the run ends. Returns 0 if the slice or a worker was lost, and a new start is worth it.
 watch() {
     local lost=0 status
@@ -169,6 +170,12 @@ watch() {
         # 128 and more: a signal, as machines send that are to end; 3: another process of the run is
         # gone, or did not come; neither: the machine was restarted. Others are errors of the run's.
         if ! any ' state=ended:([124-9]|[1-9][0-9])$'; then
+            # All are there and none was ended, but they did not meet: more time may not help.
+            if all ' state=ended:3$'; then UNMET=$((UNMET + 1)); else UNMET=0; fi
+            if ((UNMET == 3)); then
+                say_costs
+                failed "starting the run" 3 "its processes did not find one another, three times in a row: see the logs"
+            fi
             say "$(date +%T) the run was interrupted"
             return
         fi

@@ -245,6 +245,13 @@ def test_a_run_that_lost_a_worker_or_was_interrupted_starts_again(
     assert done(cloud, " create ") == 1  # the slice stayed
 
 
+def test_processes_that_do_not_find_one_another_are_not_started_for_ever(cloud: Cloud) -> None:
+    cloud.scenario(lives=[{"workers": 2, "run": {"status": 3}}])
+    result = up(cloud)
+    assert result.status == 1 and "did not find one another, three times" in result.error
+    assert "costs money" in result.out and runs(cloud, 6)
+
+
 @pytest.mark.parametrize("status", [1, 2])
 def test_a_run_that_failed_is_not_started_again(cloud: Cloud, status: int) -> None:
     cloud.scenario(lives=[{"run": {"status": status}}])
