@@ -20,7 +20,10 @@ MEANS = ("loss", "policy_loss", "kl", "entropy")
 
 
 def over_updates(each: Sequence[Metrics]) -> Metrics:
-    """The metrics of a step from those of its updates (on the host)."""
+    """The metrics of a step from those of its updates (on the host).
+
+    `bad_steps` are the most in a row that any of them ends: a good update after them is no excuse.
+    """
     sums = each[0].sums
     for metrics in each[1:]:
         sums = sums.plus(metrics.sums)
@@ -29,6 +32,7 @@ def over_updates(each: Sequence[Metrics]) -> Metrics:
         sums=sums._replace(**means),
         gradient_norm=jnp.stack([metrics.gradient_norm for metrics in each]).mean(),
         finite=jnp.stack([metrics.finite for metrics in each]).all(),
+        bad_steps=jnp.stack([metrics.bad_steps for metrics in each]).max(),
     )
 
 

@@ -30,7 +30,7 @@ from rmr1_jax.training.grpo_numbers import (
     work_numbers,
 )
 from rmr1_jax.training.learner import make_learner
-from rmr1_jax.training.loop import Abandoned, Job, Numbers, Outcome, name_some, train
+from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
 from rmr1_jax.training.metrics import MetricsLog
 from rmr1_jax.training.optimizer import learning_rate, make_optimizer
 from rmr1_jax.training.passes import grpo_objective, logprob_pass, longest_row
@@ -170,7 +170,9 @@ class Grpo:
         """The verdicts on held-out pairs."""
         assert self._verdicts is not None
         self._phase("validation")
-        numbers = self._verdicts(step, combine(state.params, self._base))
+        numbers = self._verdicts(
+            step, combine(state.params, self._base), after_chunk=self._give_up_if_asked
+        )
         accuracy = numbers["validation/verdict_accuracy"]
         assert accuracy is not None
         return numbers | {"validation/wrong": 1 - accuracy}
@@ -325,8 +327,8 @@ class Grpo:
             self._progress.phase(text)
 
     def _give_up_if_asked(self) -> None:
-        if self._job is not None and self._job.stop_asked():
-            raise Abandoned
+        if self._job is not None:
+            self._job.give_up_if_asked()
 
     def _log_samples(
         self, step: int, experience: Experience, advantage: Float[np.ndarray, "N G"]

@@ -28,7 +28,7 @@ class Data(Protocol):
 
 
 class Abandoned(Exception):
-    """Raised by a step that was asked to stop before it changed its state."""
+    """Raised where a stop is asked: by a validation, and by a step before it changes its state."""
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Job:
 
     Args:
       steps: the last step.
-      step: the train step, (state, batch) -> (state, metrics); it may raise `Abandoned` where it
-        asks `stop_asked` on the way.
+      step: the train step, (state, batch) -> (state, metrics); it may `give_up_if_asked`.
       report: (step, metrics on the host, seconds that the step took) -> what to log of it.
       name_batch: the examples of a step, for the message about it.
       fetch: the next batch on the devices, fetched while a step computes. None: the step draws from
         the data itself, as much as it needs, and is given None.
-      validate: (step, state) -> what to log of a validation. None: there is no validation.
+      validate: (step, state) -> what to log of a validation; it may `give_up_if_asked`. None: there
+        is no validation.
       rank_by: the number of a validation that is lowest for the best checkpoint.
       updates: of the optimizer, a step.
       validate_every, save_every, log_every: in steps.
@@ -64,6 +64,11 @@ class Job:
     max_bad_steps: int = 3
     stop_asked: Callable[[], bool] = lambda: False
     """Set by the loop."""
+
+    def give_up_if_asked(self) -> None:
+        """Raises `Abandoned` where a stop is asked. All processes call it at the same places."""
+        if self.stop_asked():
+            raise Abandoned
 
 
 @dataclass
@@ -87,8 +92,9 @@ def train(
     """Take steps until `job.steps`, or until a signal; the last state is saved either way.
 
     Before the first step of a run it is validated as it is. While a step computes, the next batch
-    is fetched; so its position in the data is noted before. Raises UserError where too many updates
-    in a row were not finite.
+    is fetched; so its position in the data is noted before. A signal saves instead of validating,
+    but at the last step, since a run at its end does not go on. Raises UserError where too many
+    updates in a row were not finite.
     """
     step = int(state.step) // job.updates
     if step >= job.steps:
@@ -100,86 +106,87 @@ def train(
 
     with StopSignal() as stop:
         job.stop_asked = stop.asked
-        if step == 0 and job.validate and job.validate_every:
-            _validated(job, 0, state, {}, log, progress)
-        batch, position = fetch()
-        while step < job.steps:
-            start = time.perf_counter()
-            try:
+        try:
+            if step == 0 and job.validate and job.validate_every:
+                found = _validation(job, 0, state)
+                if log:
+                    log.write(0, found)
+                progress.step_done(0, found)
+            batch, position = fetch()
+            while step < job.steps:
+                start = time.perf_counter()
                 state, metrics = job.step(state, batch)
-            except Abandoned:
-                checkpoints.wait()
-                if step not in checkpoints.steps():
-                    checkpoints.save(step, state, reached)
-                break
-            step += 1
-            reached = position if job.fetch else data.get_state()
-            wait = time.perf_counter()
-            if step < job.steps:
-                batch, position = fetch()
-            seconds_data = time.perf_counter() - wait
-            metrics = jax.device_get(metrics)
-            seconds = time.perf_counter() - start
-            _refuse_bad_steps(step, metrics, job, progress)
+                step += 1
+                reached = position if job.fetch else data.get_state()
+                wait = time.perf_counter()
+                if step < job.steps:
+                    batch, position = fetch()
+                seconds_data = time.perf_counter() - wait
+                metrics = jax.device_get(metrics)
+                seconds = time.perf_counter() - start
+                _refuse_bad_steps(step, metrics, job, progress)
 
-            numbers = job.report(step, metrics, seconds)
-            numbers |= {
-                "seconds": seconds,
-                "seconds_data": seconds_data,
-                "seconds_save": seconds_save,
-                "skipped": int(metrics.skipped),
-            }
-            last = step == job.steps or stop.stop_after(step)
-            score = None
-            at_end = step == job.steps and job.validate_every
-            if job.validate and (at_end or _due(step, job.validate_every)):
-                score = _validated(job, step, state, numbers, log, progress)
-            else:
-                if log and (last or _due(step, job.log_every)):
+                numbers = job.report(step, metrics, seconds)
+                numbers |= {
+                    "seconds": seconds,
+                    "seconds_data": seconds_data,
+                    "seconds_save": seconds_save,
+                    "skipped": int(metrics.skipped),
+                }
+                at_end = step == job.steps
+                last = at_end or stop.stop_after(step)
+                if at_end:
+                    due = job.validate_every > 0
+                    job.stop_asked = lambda: False  # nothing would make up for this validation
+                else:
+                    due = not last and _due(step, job.validate_every)
+                found = {}
+                if job.validate and due:
+                    try:
+                        found = _validation(job, step, state)
+                    except Abandoned:
+                        last = True
+                numbers |= found
+                if log and (last or found or _due(step, job.log_every)):
                     log.write(step, numbers)
                 progress.step_done(step, numbers)
-            # After the record: a run that goes on from here has the record of every earlier step.
-            seconds_save = 0.0
-            if last or _due(step, job.save_every):
-                start = time.perf_counter()
-                checkpoints.save(step, state, reached, score=score)
-                seconds_save = time.perf_counter() - start
-            if last:
-                break
+                # After the record: a run that goes on from here has that of every earlier step.
+                seconds_save = 0.0
+                if last or _due(step, job.save_every):
+                    start = time.perf_counter()
+                    checkpoints.save(step, state, reached, score=found.get(job.rank_by))
+                    seconds_save = time.perf_counter() - start
+                if last:
+                    break
+        except Abandoned:
+            checkpoints.wait()
+            if step not in checkpoints.steps():
+                checkpoints.save(step, state, reached)
         checkpoints.wait()
         ended_by = stop.signal if step < job.steps else None
         return Outcome(state, step, ended_by)
 
 
-def _validated(
-    job: Job,
-    step: int,
-    state: TrainState,
-    numbers: Numbers,
-    log: MetricsLog | None,
-    progress: TrainingProgress,
-) -> float | None:
-    """Validate, log that with the numbers of the step, and return what ranks its checkpoint."""
+def _validation(job: Job, step: int, state: TrainState) -> Numbers:
+    """What a validation finds, and how long it takes. Raises Abandoned."""
     assert job.validate is not None
     start = time.perf_counter()
-    validation = job.validate(step, state)
-    numbers = numbers | validation | {"seconds_validation": time.perf_counter() - start}
-    if log:
-        log.write(step, numbers)
-    progress.step_done(step, numbers)
-    return validation.get(job.rank_by)
+    found = job.validate(step, state)
+    return found | {"seconds_validation": time.perf_counter() - start}
 
 
 def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingProgress) -> None:
     if metrics.finite:
         return
     named = job.name_batch(step)
-    progress.say(f"step {step}: loss or gradient is not finite, skipped; its batch: {named}")
+    progress.say(
+        f"step {step}: loss or gradient of an update is not finite, skipped; its batch: {named}"
+    )
     if metrics.bad_steps >= job.max_bad_steps:
         raise UserError(
-            f"the loss or its gradient was not finite in {int(metrics.bad_steps)} steps in a row, "
-            f"the last of them step {step}, whose batch held {named}. The weights are those before "
-            "these steps. Look at these examples, lower --optimizer.learning_rate, or allow more "
+            f"the loss or its gradient was not finite in {int(metrics.bad_steps)} updates in a "
+            f"row, the last of them in step {step}, whose batch held {named}. These updates changed "
+            "no weights. Look at these examples, lower --optimizer.learning_rate, or allow more "
             "with --max_bad_steps."
         )
 

@@ -1,7 +1,7 @@
 """Stage 1 put together: packed batches of traces in, a model that writes such traces out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -187,6 +187,7 @@ class Sft:
             if material.held_out
             else None
         )
+        self._job: Job | None = None
         self._lengths = material.cache.lengths
         self._loss_lengths = material.cache.loss_lengths
 
@@ -213,7 +214,7 @@ class Sft:
     ) -> Outcome:
         """Train to the end; see `loop.train`."""
         config = self.config
-        job = Job(
+        self._job = Job(
             steps=self.steps,
             step=lambda state, batch: self._step(state, batch, self._base),
             fetch=lambda: self.placement.put_batch(next(self._batches)),
@@ -227,7 +228,7 @@ class Sft:
         )
         state, self.state = self.state, cast(TrainState, None)  # it will be donated
         try:
-            outcome = train(job, state, self._batches, checkpoints, log, progress)
+            outcome = train(self._job, state, self._batches, checkpoints, log, progress)
         finally:
             self._batches.close()
         self.state = outcome.state
@@ -235,16 +236,27 @@ class Sft:
 
     def validate(self, step: int, state: TrainState) -> Numbers:
         """The loss on held-out traces, and the verdicts on held-out pairs."""
+        assert self._job is not None
         numbers: Numbers = {}
         if self._validation is not None:
             evaluate: Callable[[Params, Batch], Any] = lambda params, batch: self._evaluate(  # noqa: E731
-                params, self.placement.put_batch(batch), self._base
+                params, batch, self._base
             )
-            each = (self._validation[i] for i in range(len(self._validation)))
-            numbers |= validation_loss(evaluate, state.params, each)
+            numbers |= validation_loss(evaluate, state.params, self._validation_batches())
         if self.verdicts is not None:
-            numbers |= self.verdicts(step, combine(state.params, self._base))
+            numbers |= self.verdicts(
+                step,
+                combine(state.params, self._base),
+                after_chunk=self._job.give_up_if_asked,
+            )
         return numbers
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        """On the devices: each weighs what the rows of all processes hold."""
+        assert self._job is not None and self._validation is not None
+        for i in range(len(self._validation)):
+            self._job.give_up_if_asked()
+            yield self.placement.put_batch(self._validation[i])
 
     def _report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
         sequences = self.material.train.sequences_of(step - 1)

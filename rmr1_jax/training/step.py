@@ -28,9 +28,9 @@ class TrainState(NamedTuple):
     params: Params
     optimizer: optax.OptState
     bad_steps: Int[Array, ""]
-    """Steps in a row whose loss or gradient was not finite: they changed nothing else."""
+    """Updates in a row whose loss or gradient was not finite: they changed nothing else."""
     skipped: Int[Array, ""]
-    """All such steps."""
+    """All such updates."""
 
 
 class Metrics(NamedTuple):

@@ -37,7 +37,11 @@ def loss_numbers(sums: Sums, prefix: str = "") -> Numbers:
 def validation_loss(
     evaluate: Callable[[Params, Any], Sums], params: Params, batches: Iterable[Any]
 ) -> Numbers:
-    """The objective over all validation batches, each weighing what its traces (or tokens) do."""
+    """The objective over all validation batches, each weighing what its traces (or tokens) do.
+
+    `evaluate` gives the sums over a batch of which `batches` must hold all rows: with several
+    processes, those that lie on the devices.
+    """
     total, weight = Sums.zero(), 0.0
     for batch in batches:
         share = float(batch.loss_weights.sum())
@@ -71,8 +75,11 @@ class VerdictCheck:
         self._judge: Judge | None = None
         self._reshard = make_reshard(self.config, self.placement, self.dtype)
 
-    def __call__(self, step: int, params: Params) -> Numbers:
-        """The share of right verdicts over all, in each order, and of pairs judged consistently."""
+    def __call__(self, step: int, params: Params, after_chunk: Callable[[], None]) -> Numbers:
+        """The share of right verdicts over all, in each order, and of pairs judged consistently.
+
+        `after_chunk` is called every few dozen steps of decoding, and may raise.
+        """
         weights = self._reshard(params)
         if self._judge is None:
             self._judge = Judge(
@@ -89,7 +96,8 @@ class VerdictCheck:
         both = [order for pair in self.pairs for order in (pair, pair.swapped())]
         options = SamplingOptions(max_new_tokens=self.max_new_tokens)
         judged: list[Judgement | None] = [None] * len(both)
-        for position, [judgement] in self._judge.judge(both, options):
+        judge = self._judge.judge(both, options, on_progress=lambda _: after_chunk())
+        for position, [judgement] in judge:
             judged[position] = judgement
         self._judge.replace_weights({})  # held until the next check, they would only take memory
         records = [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rmr1_jax.training.grpo_run import Grpo
 from rmr1_jax.training.metrics import read_metrics
 from rmr1_jax.training.rollout import Rollout
 from tests.conftest import REPOSITORY
@@ -125,6 +126,27 @@ class TestASignal:
         assert (tmp_path / "run" / "checkpoints" / str(step - 1)).is_dir()
         assert run() == 0
         assert learnt(tmp_path / "run") == learnt(unbroken)
+
+    def test_within_a_validation_gives_that_up(
+        self,
+        tiny_model: Path,
+        tiny_pairs: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        validate = Grpo.validate
+
+        def signalled(run: Grpo, *given: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return validate(run, *given)
+
+        monkeypatch.setattr(Grpo, "validate", signalled)
+        judged = ("--validation.every=2", f"--validation.judge={tiny_pairs}")
+        status = grpo(tmp_path / "run", tiny_model, tiny_pairs, *judged)
+        assert status == 128 + signal.SIGTERM
+        assert "after step 0 of 2, saved" in capsys.readouterr().err
+        assert not read_metrics(tmp_path / "run")
 
     def test_after_a_step_that_was_saved_needs_no_other_checkpoint(
         self, unbroken: Path, tiny_model: Path, tiny_pairs: Path, tmp_path: Path

@@ -20,6 +20,7 @@ from rmr1_jax.main import main
 from rmr1_jax.models.checkpoint import load_model, prompt_of
 from rmr1_jax.models.tensors import flatten
 from rmr1_jax.training.metrics import read_metrics
+from rmr1_jax.training.sft import Sft
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
@@ -134,6 +135,29 @@ def test_validation_judges_held_out_pairs_in_both_orders(
     samples = (tmp_path / "run" / "samples" / "step_000002.jsonl").read_text().splitlines()
     labels = [json.loads(line)["label"] for line in samples]
     assert len(labels) == 12 and labels.count("A") == 6
+
+
+@pytest.mark.parametrize("judges", [False, True])
+def test_a_signal_within_a_validation_saves(
+    judges: bool,
+    traces: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    validate = Sft.validate
+
+    def signalled(run: Sft, *given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(run, *given)
+
+    monkeypatch.setattr(Sft, "validate", signalled)
+    measured = ("--data.held_out=0", f"--validation.judge={pairs}") if judges else ()
+    status = sft(tmp_path / "run", traces, "--validation.every=2", *measured)
+    assert status == 128 + signal.SIGTERM
+    assert "after step 0 of 8, saved" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
 
 
 class TestGoingOn:
@@ -290,7 +314,7 @@ class TestBadInput:
     ) -> None:
         extreme = ("--optimizer.learning_rate=1e38", "--optimizer.warmup=0")
         said = self.refused(capsys, tmp_path / "run", traces, *extreme)
-        assert "was not finite in 3 steps in a row" in said
+        assert "was not finite in 3 updates in a row" in said
         assert "traces.jsonl/self-made-0-" in said  # the batch, by the ids of its examples
 
     @pytest.mark.parametrize(

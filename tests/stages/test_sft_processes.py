@@ -11,12 +11,13 @@ import pytest
 from rmr1_jax.data.programmed_teacher import ProgrammedTeacher
 from rmr1_jax.data.self_made import SELF_MADE_PROMPT, self_made_preferences
 from rmr1_jax.training.metrics import read_metrics
-from tests.processes import MAIN, Ended, run_job
+from tests.processes import MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model
 
 pytestmark = pytest.mark.slow
 
 DEVICES = 4
+VALIDATED = "--validation.every=4"
 Learnt = tuple[int, float, float]
 # Process {index} meets signal {number} when it begins to take step {step}.
 SIGNALLED = """
@@ -68,7 +69,7 @@ def start(
         f"--workdir={folder / workdir}",
         "--data.max_length=128",
         "--data.row_length=128",
-        "--data.held_out=8",
+        "--data.held_out=9",  # two batches, the second with rows of one process only
         "--batch_size=8",
         "--remat=none",
         "--validation.every=0",
@@ -89,17 +90,23 @@ def succeed(folder: Path, workdir: str, processes: int, *more: str) -> Path:
 
 
 def learnt(workdir: Path) -> list[Learnt]:
-    return [(r["step"], r["loss"], r["gradient_norm"]) for r in read_metrics(workdir)]
+    records = [record for record in read_metrics(workdir) if record["step"]]
+    return [(r["step"], r["loss"], r["gradient_norm"]) for r in records]
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
-    return succeed(folder, "alone", 1)
+    return succeed(folder, "alone", 1, VALIDATED)
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Path:
-    return succeed(folder, "together", 2)
+    return succeed(folder, "together", 2, VALIDATED)
+
+
+def held_out_losses(workdir: Path) -> list[float]:
+    records = read_metrics(workdir)
+    return [r["validation/loss"] for r in records if "validation/loss" in r]
 
 
 def is_near(found: list[Learnt], expected: list[Learnt]) -> bool:
@@ -111,6 +118,12 @@ def test_learn_what_one_process_learns_and_write_the_same_files(
 ) -> None:
     assert is_near(learnt(together), learnt(alone))
     assert {p.name for p in together.iterdir()} == {p.name for p in alone.iterdir()}
+
+
+def test_measure_the_validation_loss_of_all_rows(alone: Path, together: Path) -> None:
+    found, expected = held_out_losses(together), held_out_losses(alone)
+    assert len(found) == 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_four_learn_the_same_though_one_is_killed_and_one_asked_to_stop(
@@ -148,12 +161,17 @@ def test_share_rows_where_the_tensor_axis_spans_them(folder: Path) -> None:
 
 
 def test_all_save_the_same_step_where_one_is_asked_to_stop(folder: Path, together: Path) -> None:
-    script = SIGNALLED.format(step=2, index=1, number=SIGTERM)
-    ended = start(folder, "asked", 2, "--checkpoint.every=100", script=script)
-    assert [end.status for end in ended] == [143, 143], ended
-    assert "stopped by signal 15 after step 2 of 4, saved" in ended[0].err
-    assert [path.name for path in (folder / "asked" / "checkpoints").iterdir()] == ["2"]
-    assert learnt(succeed(folder, "asked", 2, "--checkpoint.every=100")) == learnt(together)
+    """Whether it validates, or would after that step."""
+    options = ("--checkpoint.every=100", "--validation.every=2")
+    within = meets_signal(SIGTERM, 1, call=1, of="rmr1_jax.training.sft:Sft.validate")
+    before = SIGNALLED.format(step=2, index=1, number=SIGTERM)
+    for step, script in ((0, within), (2, before)):
+        ended = start(folder, "asked", 2, *options, script=script)
+        assert [end.status for end in ended] == [143, 143], ended
+        assert f"stopped by signal 15 after step {step} of 4, saved" in ended[0].err
+        assert (folder / "asked" / "checkpoints" / str(step)).is_dir()
+    assert len(held_out_losses(folder / "asked")) == 1
+    assert learnt(succeed(folder, "asked", 2, *options)) == learnt(together)
 
 
 def test_a_damaged_checkpoint_is_set_aside_once(folder: Path, together: Path) -> None:

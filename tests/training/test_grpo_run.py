@@ -3,17 +3,19 @@
 The rollout is played from a script, and the update is looked at instead of computed.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.config import GrpoConfig
+from rmr1_jax.config import GrpoConfig, OptimizerConfig
 from rmr1_jax.config.grpo import (
     AdvantageConfig,
     ObjectiveConfig,
@@ -33,6 +35,7 @@ from rmr1_jax.models.tensors import flatten
 from rmr1_jax.models.transformer import Params, logical_axes, random_params
 from rmr1_jax.sampling.driver import Sample
 from rmr1_jax.training import grpo_run
+from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.grpo import Sums
 from rmr1_jax.training.grpo_run import Grpo, steps_of
 from rmr1_jax.training.passes import settings_of
@@ -121,7 +124,7 @@ class Played:
 
 
 class Step:
-    """One step of a run; the groups of each update are kept instead of computed."""
+    """A step of a run, and more by `again`; the groups of each update are kept, not computed."""
 
     def __init__(
         self,
@@ -153,7 +156,18 @@ class Step:
         }
         for name, value in patched.items():
             setattr(self.run, name, value)
+        self.again(script)
+
+    def again(self, script: Script) -> None:
+        self.rollout.script = script
+        self.mini_batches.clear()
+        self.batches.clear()
         _, self.metrics = self.run.take_step(self.run.state)
+
+    @property
+    def row_length(self) -> int:
+        [length] = {batch.tokens.shape[2] for batch in self.batches}
+        return int(length)
 
     def update(self, state: Any, batch: GroupBatch, base: Any) -> tuple[Any, Metrics]:
         assert not self.rollout.holds_weights  # an update needs the room
@@ -302,14 +316,40 @@ class TestGroups:
         for group in step.groups:
             np.testing.assert_allclose(np.abs(group.advantages), expected)
 
-    def test_row_length_and_rows_do_not_depend_on_what_came_before(
+
+SHORT, LONG = answers("A", "B"), answers("A" * 300, "B")
+
+
+class TestRows:
+    def test_are_shared_out_evenly_and_alike_in_all_updates(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step = Step(monkeypatch, answers("A", "B"))
-        shapes = {batch.tokens.shape for batch in step.batches}
-        assert len(shapes) == 1
-        _, rows, row_length = shapes.pop()
+        step = Step(monkeypatch, SHORT)
+        [(_, rows, row_length)] = {batch.tokens.shape for batch in step.batches}
         assert rows % jax.device_count() == 0 and row_length % 128 == 0
+
+    def test_do_not_get_shorter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shorter = Step(monkeypatch, SHORT).row_length
+        step = Step(monkeypatch, LONG)
+        longer = step.row_length
+        step.again(SHORT)
+        assert step.row_length == longer > shorter
+
+    @pytest.mark.parametrize(
+        ("first", "other"), [(LONG, SHORT), (SHORT, LONG)], ids=["longer", "shorter"]
+    )
+    def test_are_those_of_the_run_that_goes_on_whatever_the_process_has_seen(
+        self, first: Script, other: Script, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unbroken = Step(monkeypatch, first)
+        state, kept = unbroken.run.state, json.loads(json.dumps(unbroken.run.get_state()))
+        unbroken.again(SHORT)
+        expected = unbroken.row_length, unbroken.prompts
+        step = Step(monkeypatch, other)
+        checkpoints = SimpleNamespace(restore=lambda like: (state, kept))
+        step.run.resume(cast(RunCheckpoints, checkpoints))
+        step.again(SHORT)
+        assert (step.row_length, step.prompts) == expected
 
 
 class TestSteps:
@@ -329,10 +369,11 @@ class TestSteps:
     def test_the_learning_rate_and_the_step_count_go_by_updates(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step = Step(monkeypatch, answers("A", "B"))
+        warm_up = OptimizerConfig(learning_rate=30.0, warmup=0.5)  # by 1 an update
+        step = Step(monkeypatch, answers("A", "B"), optimizer=warm_up)
         assert step.run.steps == 30  # 120 prompts, 4 a step
         assert step.config.updates == 2
-        assert step.numbers["learning_rate"] == pytest.approx(1e-6)
+        assert step.numbers["learning_rate"] == pytest.approx(1.0)  # of the second update
 
 
 def test_the_reference_of_adapters_is_the_model_below_them() -> None:

@@ -205,6 +205,44 @@ class TestStopping:
         # The third step drew from the data before it was given up.
         assert run.data.position == 3 and run.saved.saved[-1] == (2, 2, None)
 
+    @staticmethod
+    def stopped_as_it_validates(at: int, *, gives_up: bool) -> tuple[Run, list[int]]:
+        """SIGTERM comes during the validation of that step; which steps are validated."""
+        finished: list[int] = []
+
+        def validate(step: int, state: TrainState) -> dict[str, Any]:
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if gives_up:
+                run.job.give_up_if_asked()
+            finished.append(step)
+            return {"validation/loss": 1.0}
+
+        run = Run(validate=validate, validate_every=2, save_every=100)
+        return run, finished
+
+    def test_a_signal_before_a_validation_saves_at_once(self) -> None:
+        run, finished = self.stopped_as_it_validates(at=-1, gives_up=False)
+        run.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
+        outcome = run.go()
+        assert (outcome.step, outcome.stopped_by) == (2, signal.SIGTERM)
+        assert finished == [0] and run.saved.saved == [(2, 2, None)]
+        assert run.steps_logged() == [0, 1, 2]
+
+    @pytest.mark.parametrize(("at", "logged"), [(0, []), (2, [0, 1, 2])])
+    def test_a_signal_within_a_validation_gives_it_up(self, at: int, logged: list[int]) -> None:
+        run, finished = self.stopped_as_it_validates(at, gives_up=True)
+        outcome = run.go()
+        assert (outcome.step, outcome.stopped_by) == (at, signal.SIGTERM)
+        assert at not in finished and run.saved.saved == [(at, at, None)]
+        assert run.steps_logged() == logged
+
+    def test_the_last_validation_is_finished(self) -> None:
+        run, finished = self.stopped_as_it_validates(4, gives_up=True)
+        outcome = run.go()
+        assert (outcome.step, outcome.stopped_by) == (4, None)
+        assert finished == [0, 2, 4] and run.saved.saved == [(4, 4, 1.0)]
+
     def test_after_too_many_updates_that_were_not_finite(self) -> None:
         bad = iter(range(1, 9))
 
@@ -212,7 +250,7 @@ class TestStopping:
             return _State(int(state.step) + 1), metrics(finite=False, bad_steps=next(bad))
 
         run = Run(step=step, max_bad_steps=3)
-        with pytest.raises(UserError, match=r"in 3 steps in a row, .* held the batch of 3"):
+        with pytest.raises(UserError, match=r"in 3 updates in a row, .* held the batch of 3"):
             run.go()
         assert run.steps_logged() == [1, 2] and not run.saved.saved
 
