@@ -185,9 +185,9 @@ def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingP
     if metrics.bad_steps >= job.max_bad_steps:
         raise UserError(
             f"the loss or its gradient was not finite in {int(metrics.bad_steps)} updates in a "
-            f"row, the last of them in step {step}, whose batch held {named}. These updates changed "
-            "no weights. Look at these examples, lower --optimizer.learning_rate, or allow more "
-            "with --max_bad_steps."
+            f"row, the last of them in step {step}, whose batch held {named}. These updates "
+            "changed no weights. Look at these examples, lower --optimizer.learning_rate, or allow "
+            "more with --max_bad_steps."
         )
 
 
