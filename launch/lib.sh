@@ -143,6 +143,12 @@ find_one_another() {
     [[ $(rest_option join_timeout) ]] || REST=("$JOIN" "${REST[@]}")
 }
 
+# end_of PID: waits for a child whatever signals come, which end a wait, too; returns its status
+end_of() {
+    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+    wait "$1"
+}
+
 has_tool() { command -v "$1" >/dev/null 2>&1; }
 tool() { has_tool "$1" || die "$1 is not installed or not on the PATH: $2"; }
 

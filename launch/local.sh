@@ -96,9 +96,8 @@ run() {
     if [[ $signal != starting ]]; then stop "$signal"; fi
     for number in "${!PIDS[@]}"; do
         pid=${PIDS[$number]}
-        while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done # a signal ends the wait, too
         status=0
-        wait "$pid" || status=$?
+        end_of "$pid" || status=$?
         if ((status != 0 && number > 0)); then
             warn "process $number ended with status $status: $opt_log_dir/process_$number.log"
         fi

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import importlib.util
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -24,6 +25,10 @@ from hypothesis import settings
 # Machines are noisy: how long an example takes says nothing.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# In the background a shell has SIGINT ignored, also by what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

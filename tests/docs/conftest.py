@@ -11,10 +11,11 @@ import pytest
 from rmr1_jax.main import main
 from tests.data.test_catalogue import publish
 from tests.docs.commands import REPOSITORY
+from tests.evaluation.fake_run import LOGGED
 from tests.evaluation.test_rmb import BEST, PAIRS, best_of_n, pairwise
 from tests.launch.conftest import cloud  # noqa: F401
 from tests.stages.conftest import alone, compiled_once, programs_dir  # noqa: F401
-from tests.stages.test_evaluate import TestImporting, rewardbench_row, rm_bench_row
+from tests.stages.test_evaluate import rewardbench_row, rm_bench_row
 from tests.stages.tiny_grpo import write_model, write_pairs, write_released
 
 
@@ -109,4 +110,4 @@ def write_results(folder: Path) -> None:
         record |= {"cell": None, "chosen_position": "A", "trace": "[[A]]"}
         (records / "rewardbench.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "LOGS").mkdir()
-    (folder / "LOGS" / "logs.json").write_text(json.dumps([TestImporting.ROW]))
+    (folder / "LOGS" / "logs.json").write_text(json.dumps([LOGGED]))

@@ -33,6 +33,16 @@ WORDS = (
     "The request asks for a short answer that is right and easy to follow; what matters most here "
     "is whether each claim holds, then whether the tone fits, and only then how long it is. "
 )
+# A line of RM-R1's published logs of RewardBench.
+LOGGED = {
+    "text_chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
+    "text_rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}],
+    "results": 1,
+    "answers": "[[B]]",
+    "Is_Chosen_Answer_Shuffled_toPositionB": True,
+    "subset": "hep-go",
+    "id": 5,
+}
 
 
 def write_fake_run(

@@ -83,19 +83,14 @@ def start_in_terminal(cloud: Cloud, **environment: str) -> "subprocess.Popen[str
     """Two processes that note their signals, begun by a process group as a terminal has it."""
     assert cloud.run("local.sh", "setup", "--device=cpu").status == 0
     cloud.replace_python(NOTING)
-    # In the background the tests themselves ignore SIGINT, and what they start would, too.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        process = subprocess.Popen(
-            [cloud.checkout / "launch/local.sh", "run", "--device=cpu", "--processes=2", *STAGE],
-            env=cloud.environment() | environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = subprocess.Popen(
+        [cloud.checkout / "launch/local.sh", "run", "--device=cpu", "--processes=2", *STAGE],
+        env=cloud.environment() | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_for_notes(cloud, ["True"])
     return process
 

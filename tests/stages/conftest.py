@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -255,6 +257,22 @@ def changed(**settings: Any) -> Iterator[None]:
 @pytest.fixture
 def stage(tmp_path: Path, fake_judge: FakeJudge, alone: None) -> JudgeStage:
     return JudgeStage(tmp_path)
+
+
+@pytest.fixture
+def asked_to_stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str], None]:
+    """(class, method) -> this process is sent SIGTERM whenever that begins."""
+
+    def patch(owner: type, method: str) -> None:
+        own = getattr(owner, method)
+
+        def signalled(*given: Any, **named: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return own(*given, **named)
+
+        monkeypatch.setattr(owner, method, signalled)
+
+    return patch
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from rmr1_jax.config.evaluate import BENCHMARKS as NAMES
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
 from rmr1_jax.main import main
+from tests.evaluation.fake_run import LOGGED
 from tests.stages.conftest import FakeJudge
 
 SUBSETS = ("llmbar-natural", "hep-python", "math-prm")
@@ -226,19 +227,9 @@ class TestScoringAlone:
 
 
 class TestImporting:
-    ROW: ClassVar[dict[str, Any]] = {
-        "text_chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
-        "text_rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}],
-        "results": 1,
-        "answers": "[[B]]",
-        "Is_Chosen_Answer_Shuffled_toPositionB": True,
-        "subset": "hep-go",
-        "id": 5,
-    }
-
     def test_published_logs_are_scored(self, tmp_path: Path, alone: None) -> None:
         logs, output = tmp_path / "logs.json", tmp_path / "out"
-        logs.write_text(json.dumps([self.ROW]))
+        logs.write_text(json.dumps([LOGGED]))
         arguments = [f"--import_logs={logs}", f"--output={output}"]
         assert main(["--stage=evaluate", *arguments]) == 0
         scores = json.loads((output / "scores.json").read_text())
@@ -249,8 +240,8 @@ class TestImporting:
         self, tmp_path: Path, alone: None, capsys: pytest.CaptureFixture[str]
     ) -> None:
         logs, output = tmp_path / "logs.json", tmp_path / "out"
-        broken = [{**self.ROW, "subset": f"s{n}"} for n in range(20)]
-        logs.write_text(json.dumps([self.ROW, *broken]))
+        broken = [{**LOGGED, "subset": f"s{n}"} for n in range(20)]
+        logs.write_text(json.dumps([LOGGED, *broken]))
         arguments = [f"--import_logs={logs}", f"--output={output}"]
         assert main(["--stage=evaluate", *arguments]) == 1
         assert "20 problems in all" in capsys.readouterr().err

@@ -7,22 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.fake_run import write_fake_run
+from tests.evaluation.fake_run import LOGGED, write_fake_run
 from tests.processes import MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
 pytestmark = pytest.mark.slow
 
 PAIRS = 40  # in both orders; about sixteen judgements are finished at a time
-LOGGED = {
-    "text_chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "yes"}],
-    "text_rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "no"}],
-    "results": 1,
-    "answers": "[[B]]",
-    "Is_Chosen_Answer_Shuffled_toPositionB": True,
-    "subset": "hep-go",
-    "id": 5,
-}
 JUDGED = "rmr1_jax.stages.progress:JudgingProgress.pair_done"
 
 

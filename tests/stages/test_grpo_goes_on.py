@@ -132,16 +132,10 @@ class TestASignal:
         tiny_model: Path,
         tiny_pairs: Path,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        asked_to_stop_in: Callable[[type, str], None],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        validate = Grpo.validate
-
-        def signalled(run: Grpo, *given: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return validate(run, *given)
-
-        monkeypatch.setattr(Grpo, "validate", signalled)
+        asked_to_stop_in(Grpo, "validate")
         judged = ("--validation.every=2", f"--validation.judge={tiny_pairs}")
         status = grpo(tmp_path / "run", tiny_model, tiny_pairs, *judged)
         assert status == 128 + signal.SIGTERM

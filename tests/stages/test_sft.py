@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +144,10 @@ def test_a_signal_within_a_validation_saves(
     traces: Path,
     pairs: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    asked_to_stop_in: Callable[[type, str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    validate = Sft.validate
-
-    def signalled(run: Sft, *given: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return validate(run, *given)
-
-    monkeypatch.setattr(Sft, "validate", signalled)
+    asked_to_stop_in(Sft, "validate")
     measured = ("--data.held_out=0", f"--validation.judge={pairs}") if judges else ()
     status = sft(tmp_path / "run", traces, "--validation.every=2", *measured)
     assert status == 128 + signal.SIGTERM

@@ -81,6 +81,13 @@ def test_the_arrays_may_change_as_soon_as_save_returns(checkpoints: Open) -> Non
     np.testing.assert_array_equal(restored[0].params["layers"]["kernel"], np.full((2, 3), 7.0))
 
 
+def damage(item: Path) -> None:
+    """Cuts all files of an item of a checkpoint short."""
+    for file in item.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+
+
 @pytest.mark.parametrize("item", ["weights", "optimizer", "run"])
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     item: str, checkpoints: Open, tmp_path: Path
@@ -88,20 +95,12 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     run = checkpoints()
     for step in (1, 2):
         save(run, step)
-    for file in (tmp_path / "checkpoints" / "2" / item).rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:10])
+    damage(tmp_path / "checkpoints" / "2" / item)
     said: list[str] = []
     restored = checkpoints(said).restore(state(0))
     assert restored is not None and restored[1] == {"step": 1}
     assert len(said) == 1 and "checkpoints/2 is damaged" in said[0]
     assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
-
-
-def damage(checkpoint: Path) -> None:
-    for file in (checkpoint / "weights").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:10])
 
 
 def test_one_that_is_damaged_again_is_set_aside_beside_the_first(
@@ -111,7 +110,7 @@ def test_one_that_is_damaged_again_is_set_aside_beside_the_first(
     said: list[str] = []
     for _ in range(2):
         save(checkpoints(), 2)
-        damage(tmp_path / "checkpoints" / "2")
+        damage(tmp_path / "checkpoints" / "2" / "weights")
         restored = checkpoints(said).restore(state(0))
         assert restored is not None and restored[1] == {"step": 1}
     assert [line.partition("is now ")[2] for line in said] == ["2.damaged", "2.damaged-2"]
