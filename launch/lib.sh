@@ -254,6 +254,28 @@ install_package() {
         --editable "$REPOSITORY$1"
 }
 
+# Sets EXTRA to that of --cuda, else to what the driver can do; to CUDA 13 where there is none to ask.
+choose_cuda() {
+    local driver=''
+    EXTRA='[cuda]'
+    case $opt_cuda in
+        12) EXTRA='[cuda12]' ;;
+        13) ;;
+        '')
+            if has_tool nvidia-smi; then
+                driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader) || driver=''
+            fi
+            if [[ ! $driver =~ ^[0-9]+ ]]; then
+                say "No driver is here to ask: CUDA 13, which needs 580 or later (--cuda=12 is for older ones)"
+            elif ((BASH_REMATCH[0] < 580)); then
+                say "The driver, ${driver%%$'\n'*}, is too old for CUDA 13: CUDA 12"
+                EXTRA='[cuda12]'
+            fi
+            ;;
+        *) die "--cuda=$opt_cuda: 12 or 13" ;;
+    esac
+}
+
 # check_pods: what a run in pods needs, whoever starts them
 check_pods() {
     local place option

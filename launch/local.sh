@@ -8,6 +8,7 @@
 #   run      setup, then run; ^C and SIGTERM reach the run, which saves first; ^C again ends it at once
 #
 #   --device=KIND       cpu, cuda or tpu
+#   --cuda=N            12 or 13 (13, but 12 where the driver is older than 580)
 #   --processes=N       split the run over N processes of this machine (1); with cuda, each gets its
 #                       share of --gpus
 #   --gpus=N            how many GPUs there are, with --processes (8)
@@ -25,24 +26,26 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-opt_device='' opt_processes=1 opt_gpus=8 opt_port=12321 opt_venv=$REPOSITORY/.venv opt_env_file=''
+opt_device='' opt_cuda='' opt_processes=1 opt_gpus=8 opt_port=12321 opt_venv=$REPOSITORY/.venv opt_env_file=''
 opt_log_dir=$REPOSITORY/runs/logs
 PIDS=()
 STATE=starting # then running, stopping; or the signal that came while starting
 
 setup() {
-    local extra='' stamp
+    local stamp
+    EXTRA=''
     case $opt_device in
         cpu) ;;
-        cuda | tpu) extra="[$opt_device]" ;;
+        cuda) choose_cuda ;;
+        tpu) EXTRA='[tpu]' ;;
         *) die "--device=$opt_device: cpu, cuda or tpu" ;;
     esac
-    stamp="$opt_device $(cat "$REPOSITORY"/{setup.cfg,pyproject.toml,constraints.txt} | cksum)"
+    stamp="$opt_device $EXTRA $(cat "$REPOSITORY"/{setup.cfg,pyproject.toml,constraints.txt} | cksum)"
     if [[ -f $opt_venv/.rmr1_jax && $(<"$opt_venv/.rmr1_jax") == "$stamp" ]]; then
         say "$opt_venv is set up already"
         return
     fi
-    install_package "$extra" "install python3.12 and python3.12-venv"
+    install_package "$EXTRA" "install python3.12 and python3.12-venv"
     if ! dry; then echo "$stamp" >"$opt_venv/.rmr1_jax"; fi
 }
 

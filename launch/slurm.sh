@@ -21,6 +21,7 @@
 #   --time=LIMIT        as sbatch has it, such as 24:00:00
 #   --partition=P --account=A --qos=Q --constraint=C --gpu-type=T --cpus=N --mem=M
 #                       handed to sbatch; --cpus is for each process
+#   --cuda=N            setup: 12 or 13 (13, but 12 where this node has a driver older than 580)
 #   --venv=DIR          the environment (.venv of this checkout)
 #   --env-file=FILE     NAME=VALUE lines for the run (HF_TOKEN, WANDB_API_KEY); mode 600
 #   --log-dir=DIR       where the output goes (runs/slurm of this checkout)
@@ -41,7 +42,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 opt_name='' opt_nodes=1 opt_gpus=8 opt_processes=gpu opt_time='' opt_partition='' opt_account=''
 # shellcheck disable=SC2034
 opt_qos='' opt_constraint='' opt_gpu_type='' opt_cpus='' opt_mem='' opt_venv=$REPOSITORY/.venv
-opt_env_file='' opt_log_dir=$REPOSITORY/runs/slurm opt_lead=120 opt_restarts=100 opt_follow=no
+opt_cuda='' opt_env_file='' opt_log_dir=$REPOSITORY/runs/slurm opt_lead=120 opt_restarts=100 opt_follow=no
 
 # Sets JOBS to the lines "ID STATE NODES" of the jobs of this name.
 find_jobs() {
@@ -56,7 +57,8 @@ find_jobs() {
 }
 
 setup() {
-    install_package "[cuda]" "load a module that has one"
+    choose_cuda
+    install_package "$EXTRA" "load a module that has one"
 }
 
 submit() {

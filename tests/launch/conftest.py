@@ -91,6 +91,12 @@ class Cloud:
     def forget_calls(self) -> None:
         (self.folder / "calls.jsonl").unlink(missing_ok=True)
 
+    def add(self, tool: str, script: str) -> None:
+        """One more tool on the PATH, by its lines of bash."""
+        file = self.folder / "bin" / tool
+        file.write_text(f"#!{shutil.which('bash')}\n{script}\n")
+        file.chmod(0o755)
+
     def replace_python(self, source: str) -> None:
         """Another program for that of the environment, which must have been set up."""
         (self.checkout / ".venv/bin/python").write_text(source, encoding="utf-8")

@@ -48,6 +48,28 @@ def test_a_run_installs_once_and_hands_its_status_on(cloud: Cloud) -> None:
     assert sum("pip" in call for call in cloud.calls("python")) == 2
 
 
+@pytest.mark.parametrize(
+    ("driver", "options", "extra"),
+    [
+        ("echo 535.183.01", [], "[cuda12]"),
+        ("echo 580.95.05; echo 580.95.05", [], "[cuda]"),
+        ("echo no devices were found; exit 6", [], "[cuda]"),
+        ("echo 535.183.01", ["--cuda=13"], "[cuda]"),
+        ("echo 580.95.05", ["--cuda=12"], "[cuda12]"),
+    ],
+)
+@pytest.mark.parametrize("script", [["local.sh", "setup", "--device=cuda"], ["slurm.sh", "setup"]])
+def test_the_driver_says_which_cuda_is_installed(
+    cloud: Cloud, script: list[str], driver: str, options: list[str], extra: str
+) -> None:
+    cloud.add("nvidia-smi", driver)
+    result = cloud.run(*script, *options)
+    assert result.status == 0, result.err
+    (installed,) = [call[-1] for call in cloud.calls("python") if "pip" in call]
+    assert installed == f"{cloud.checkout}{extra}"
+    assert ("too old for CUDA 13" in result.out) == (extra == "[cuda12]" and not options)
+
+
 def test_several_processes_find_each_other_by_flags(cloud: Cloud) -> None:
     result = cloud.run("local.sh", "run", "--device=cuda", "--processes=2", "--gpus=4", *STAGE)
     assert result.status == 0, result.err
@@ -148,6 +170,7 @@ def test_a_dry_run_changes_nothing(cloud: Cloud) -> None:
     [
         ([], "--device=VALUE is missing"),
         (["--device=gpu"], "cpu, cuda or tpu"),
+        (["--device=cuda", "--cuda=11"], "--cuda=11: 12 or 13"),
         (["--device=tpu", "--processes=2"], "belong to one process"),
         (["--device=cuda", "--processes=3"], "cannot be shared"),
         (["--device=cpu", "--env-file=absent"], "there is no such file"),
