@@ -187,8 +187,34 @@ watch() {
     done
 }
 
+# prepare START: code, packages and the run, on a slice that may be taken away at any time
+prepare() {
+    sync
+    setup
+    if (($1 > 0)); then # it may have been stopped meanwhile
+        must_reach
+        exit_if_stopped
+    fi
+    run
+}
+
+# Whether a step failed because there is no slice any more, which may be known only later.
+slice_is_gone() {
+    local try
+    for try in 1 2; do
+        get_state 20
+        if [[ ! $STATE ]] || is_dead; then return; fi
+        if list_slices && [[ $GONE == yes ]]; then
+            say_gone
+            return
+        fi
+        if ((try < 2)); then sleep "$opt_poll"; fi
+    done
+    return 1
+}
+
 up() {
-    local start ended
+    local start ended prepared
     for ((start = 0; start <= opt_restarts; start++)); do
         if ((start > 0)); then
             exit_if_deleted
@@ -203,13 +229,16 @@ up() {
         if all state=running; then
             say "The run is going on all workers"
         else
-            sync
-            setup
-            if ((start > 0)); then # it may have been stopped meanwhile
-                if ! reach; then continue; fi
-                exit_if_stopped
-            fi
-            run
+            prepared=0
+            set +e # or nothing ends the subshell but a step that fails
+            (
+                set -e
+                prepare "$start"
+            )
+            prepared=$?
+            set -e
+            if ((prepared == 1)) && slice_is_gone; then continue; fi
+            ((prepared == 0)) || exit "$prepared"
         fi
         if dry; then
             say "  (then every $opt_poll s: describe, and status of all workers, until the run ends; \

@@ -251,6 +251,9 @@ def python() -> None:
         (here / "python").chmod(0o755)
         if now().get("stopped_in_setup"):
             (Path(os.environ["HOME"]) / ".rmr1_jax/stopped").touch()
+        if now().get("taken_in_setup"):
+            take_away()
+            fail("the machine is going down")
     elif ARGUMENTS[:2] == ["-m", "rmr1_jax.main"]:
         run = now()["run"]
         print("running", *ARGUMENTS[2:], "HF_TOKEN" in os.environ, flush=True)

@@ -146,6 +146,24 @@ def test_a_slice_that_is_taken_away_before_it_was_reached_is_made_again(cloud: C
     assert actions == ["create", "delete", "create"] and runs(cloud)
 
 
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_slice_that_is_taken_away_while_it_is_set_up_is_made_again(
+    cloud: Cloud, started: int
+) -> None:
+    lives = [{"probes": 2}] * started  # the first may have run before it was gone
+    cloud.scenario(lives=[*lives, {"taken_in_setup": True}, {}])
+    result = up(cloud)
+    assert result.status == 0, result.err
+    assert "was taken away, though its request is ACTIVE" in result.out
+    assert done(cloud, " create ") == started + 2 and runs(cloud)
+
+
+def test_a_slice_that_is_there_is_not_made_again_for_a_step_that_fails(cloud: Cloud) -> None:
+    result = up(cloud, fail="worker.sh setup")
+    assert result.status == 1 and "setting up the workers failed" in result.error
+    assert done(cloud, " create ") == 1
+
+
 @pytest.mark.parametrize("after", ["DELETING", ""])
 def test_a_slice_that_was_deleted_from_elsewhere_is_not_made_again(
     cloud: Cloud, after: str
