@@ -3,16 +3,18 @@
 Temperature, top-p, top-k and min-p are arrays with one value a row, so changing them never
 recompiles. Truncation searches a threshold instead of sorting the vocabulary, and the draw inverts
 the cumulative distribution in two levels (blocks, then tokens), so that a row needs one uniform
-number instead of one per vocabulary entry.
+number instead of one per vocabulary entry. Of the vocabulary's weights only the sums of blocks are
+ever written down; those of the one block that is drawn from are computed again.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-BLOCK = 256
+BLOCK = 128  # one row of a TPU's lanes; Qwen's and Llama's vocabularies are multiples of it
 
 
 class SamplingParams(NamedTuple):
@@ -42,10 +44,11 @@ def sample(
     """
     greedy = params.temperature <= 0
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    maximum = logits.max(axis=-1)
     token, sampled_logprob = jax.lax.cond(
         jnp.all(greedy),
         lambda: (best, jnp.zeros_like(uniform)),
-        lambda: _draw(logits, uniform, params),
+        lambda: _draw(logits, maximum, uniform, params),
     )
     token = jnp.where(greedy, best, token)
     return Sampled(
@@ -73,29 +76,41 @@ def request_uniform(
 
 
 def _draw(
-    logits: Float[Array, "B V"], uniform: Float[Array, "B"], params: SamplingParams
+    logits: Float[Array, "B V"],
+    maximum: Float[Array, "B"],
+    uniform: Float[Array, "B"],
+    params: SamplingParams,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     # A greedy row among others is divided by 1: its draw is thrown away.
-    scaled = logits / jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
+    temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
     truncates = jnp.any((params.top_p < 1) | (params.top_k > 0) | (params.min_p > 0))
+    # The greatest logit stays the greatest, and is never removed.
+    invert = partial(_invert_cumulative, maximum=maximum / temperature, uniform=uniform)
     with jax.named_scope("truncate"):
-        scaled = jax.lax.cond(truncates, lambda: _truncate(scaled, params), lambda: scaled)
-    weights = jnp.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    token, total = _invert_cumulative(weights, uniform)
-    return token, jnp.log(_at(weights, token)) - jnp.log(total)
+        # In the branches, not before them: there the division needs no array of its own.
+        return jax.lax.cond(
+            truncates,
+            lambda: invert(_truncate(logits / temperature[:, None], params)),
+            lambda: invert(logits / temperature[:, None]),
+        )
 
 
 def _invert_cumulative(
-    weights: Float[Array, "B V"], uniform: Float[Array, "B"]
+    scaled: Float[Array, "B V"], maximum: Float[Array, "B"], uniform: Float[Array, "B"]
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """The first token whose cumulative weight exceeds uniform * total; never one of weight 0."""
-    B, V = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    block_weights = blocks.sum(-1)
-    block, before, total = _first_above(block_weights, uniform * block_weights.sum(-1))
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    offset, _, _ = _first_above(inside, uniform * block_weights.sum(-1) - before)
-    return (block * BLOCK + offset).astype(jnp.int32), total
+    """The first token whose cumulative probability exceeds `uniform`, and its log-probability.
+
+    Never one whose logit is -inf.
+    """
+    B, V = scaled.shape
+    blocks = jnp.pad(scaled, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(B, -1, BLOCK)
+    block_weights = jnp.exp(blocks - maximum[:, None, None]).sum(-1)
+    target = uniform * block_weights.sum(-1)
+    block, before, total = _first_above(block_weights, target)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - maximum[:, None]
+    offset, _, _ = _first_above(jnp.exp(inside), target - before)
+    return (block * BLOCK + offset).astype(jnp.int32), _at(inside, offset) - jnp.log(total)
 
 
 def _first_above(

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rmr1_jax.sampling.sampler import SamplingParams, is_stop, request_uniform, sample
+from rmr1_jax.planning.collectives import collectives
+from rmr1_jax.planning.hlo import read_program
+from rmr1_jax.sampling.sampler import BLOCK, SamplingParams, is_stop, request_uniform, sample
 
 jitted = jax.jit(sample)
 
@@ -127,6 +130,20 @@ def test_the_ends_of_the_unit_interval_never_reach_a_removed_token(uniform: floa
     logits[0, [3, 300, 301]] = [1.0, 0.0, 2.0]
     token = int(jitted(logits, jnp.array([uniform]), params(1)).token[0])
     assert token == (3 if uniform == 0 else 301)
+
+
+def test_of_a_split_vocabulary_only_sums_of_blocks_and_one_block_move() -> None:
+    rows, V = 8, 4 * 9 * 128  # as 152,064 of Qwen are 4 * 297 * 128
+    logits = np.random.default_rng(0).normal(0, 2, (rows, V)).astype(np.float32)
+    uniform = jnp.linspace(0.05, 0.95, rows)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("tensor",))
+    split = jax.device_put(logits, NamedSharding(mesh, PartitionSpec(None, "tensor")))
+    drawn, expected = (jitted(each, uniform, params(rows)) for each in (split, logits))
+    assert drawn.token.tolist() == expected.token.tolist()
+    np.testing.assert_allclose(drawn.sampled_logprob, expected.sampled_logprob, atol=1e-5)
+    compiled = jitted.lower(split, uniform, params(rows)).compile().as_text()
+    moved = [each.wire_bytes for each in collectives(read_program(compiled))]
+    assert moved and max(moved) <= 2 * rows * BLOCK * 4  # fp32; a device has nine blocks
 
 
 def test_the_random_number_of_a_token_depends_on_its_identity_alone() -> None:
