@@ -97,7 +97,8 @@ class ObjectiveConfig:
     """token, or sequence: one ratio a trace, the geometric mean of its tokens' (GSPO)."""
     correction_cap: float = 0.0
     """Weigh tokens by old policy / sampler, at most this much, where the two differ numerically.
-    0: off."""
+    0: off. The sampler's is what was drawn from: a temperature other than 1, top_p and top_k are
+    made up for as well, and the `mismatch` numbers have them in."""
     reduction: str = "sequence_mean"
     """sequence_mean: every trace weighs the same (published with micro-batches of one);
     pooled_mean: every `pool` traces do, and within them every token (published for 7B);

@@ -25,6 +25,8 @@ class Live(NamedTuple):
     length: Int[Array, "B"]
 
 
+# Columns of a cache whose rows are so short that half-empty blocks would be much of what is read.
+SHORT = 2048
 # (query [B T N H], key [B K H C], value [B K C H]) -> their attention, for columns that are live.
 Attend = Callable[[Array, Array, Array], PartialAttention]
 # (live, C) -> what attends to caches of C columns: of all layers, so made once a step.
@@ -107,7 +109,7 @@ def block_width(columns: int) -> int:
     """Columns a block; docs/decisions/029 says why so many."""
     if columns % 128:
         raise ValueError(f"a cache has a multiple of 128 columns, not {columns}")
-    return 128 if columns % 256 else 256
+    return 128 if columns % 256 or columns <= SHORT else 256
 
 
 def live_blocks(live: Live, columns: int, width: int) -> LiveBlocks:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from rmr1_jax.planning.chips import Chip
 from rmr1_jax.planning.collectives import Collective, collectives_of
 from rmr1_jax.planning.hlo import Instruction, Program
+from rmr1_jax.planning.schedule import Schedule
 from rmr1_jax.planning.traffic import HbmTraffic, Reads
 from rmr1_jax.planning.walk import Branches, Loop, Step, Trips, walk
 from rmr1_jax.planning.work import (
@@ -47,7 +48,8 @@ class Estimate:
     """Seconds of one run on each device, and what they are made of."""
 
     seconds: float
-    """Asynchronous collectives and transfers to VMEM hidden behind work as far as there is any."""
+    """In the order of the program, transfers to VMEM going on beside what stands between their
+    start and their end; asynchronous collectives hidden behind work as far as there is any."""
     seconds_without_overlap: float
     """Everything after everything else."""
     compiler_seconds: float | None
@@ -79,9 +81,10 @@ class Estimate:
 class _Nest:
     """Sums over what is executed in one nest of loops, in seconds."""
 
-    work: float = 0.0
-    compiler: float = 0.0
+    expected: Schedule = field(default_factory=Schedule)
+    compiler: Schedule = field(default_factory=Schedule)
     roofline: float = 0.0
+    work: float = 0.0
     matmul: float = 0.0
     memory: float = 0.0  # the time HBM is busy, prefetches too
     prefetch: float = 0.0
@@ -89,15 +92,39 @@ class _Nest:
     exposed: float = 0.0
     inner: list["_Nest"] = field(default_factory=list)
 
-    def seconds(self, name: str, memory: float) -> float:
-        """With what is inside it; work cannot be shorter than its traffic."""
-        own = max(getattr(self, name), memory * self.memory)
-        within = own + sum(nest.seconds(name, memory) for nest in self.inner)
-        return max(within, self.hidden) + self.exposed
+    def seconds(self, own: Callable[["_Nest"], float]) -> float:
+        """With what is inside it."""
+        within = own(self) + sum(nest.seconds(own) for nest in self.inner)
+        return max(within, self.hidden + self.exposed)
 
-    def own(self) -> float:
-        inner = sum(nest.seconds("work", 1.0) for nest in self.inner)
-        return self.seconds("work", 1.0) - inner
+    def by_schedule(self) -> float:
+        return self.expected.whole()
+
+    def by_compiler(self) -> float:
+        return self.compiler.whole()
+
+    def by_roofline(self) -> float:
+        """Prefetches anywhere; work cannot be shorter than its traffic."""
+        return max(self.roofline + self.exposed, BANDWIDTH_EFFICIENCY * self.memory)
+
+    def by_itself(self) -> float:
+        inner = sum(nest.seconds(_Nest.by_schedule) for nest in self.inner)
+        return self.seconds(_Nest.by_schedule) - inner
+
+    def start(self, name: str, seconds: float) -> None:
+        self.prefetch += seconds
+        for schedule in (self.expected, self.compiler):
+            schedule.start(name, seconds)
+
+    def end(self, name: str) -> None:
+        for schedule in (self.expected, self.compiler):
+            schedule.end(name)
+
+    def wait(self, seconds: float, memory: float) -> None:
+        """For a collective that nothing hides, and that needs the memory for a part of it."""
+        self.exposed += seconds
+        for schedule in (self.expected, self.compiler):
+            schedule.run(max(seconds, memory), memory)
 
 
 def estimate(
@@ -166,11 +193,15 @@ class _Pricer:
     def add(self, step: Step) -> None:
         nest, times = self.nests[step.loops], step.times
         instruction = step.instruction
+        if instruction.opcode.endswith("-done"):
+            nest.end(self._started_by(instruction))
+            return
         traffic = self.memory.of(instruction)
         self.read += times * traffic.read
         self.written += times * traffic.written
         fastest = traffic.total / self.chip.hbm_bandwidth
-        nest.memory += times * fastest / BANDWIDTH_EFFICIENCY
+        memory = times * fastest / BANDWIDTH_EFFICIENCY
+        nest.memory += memory
         found = list(collectives_of(self.program, step))
         for collective in found:
             seconds = times * self._collective(collective)
@@ -179,10 +210,10 @@ class _Pricer:
             if collective.asynchronous:
                 nest.hidden += seconds
             else:
-                nest.exposed += seconds
+                nest.wait(seconds, 0.0 if instruction.opcode == "fusion" else memory)
         # The fusions that a GPU starts beside others share its memory and its units with them.
         if instruction.opcode.endswith("-start") and instruction.opcode != "fusion-start":
-            nest.prefetch += times * fastest / BANDWIDTH_EFFICIENCY
+            nest.start(instruction.name, memory)
             return
         if found and instruction.opcode != "fusion":
             return
@@ -209,9 +240,19 @@ class _Pricer:
             expected = max(expected, self.chip.launch)
         nest.roofline += times * roofline
         nest.work += times * expected
-        nest.compiler += times * (expected if compiler is None else compiler)
+        memory = times * fastest_memory / BANDWIDTH_EFFICIENCY
+        nest.expected.run(times * expected, memory)
+        nest.compiler.run(times * (expected if compiler is None else compiler), memory)
         if flops:
             nest.matmul += times * expected
+
+    def _started_by(self, done: Instruction) -> str:
+        """The name of the start that an end belongs to."""
+        computation = self.program.computations[done.computation]
+        name = done.operands[0]
+        while computation[name].opcode.endswith("-update"):
+            name = computation[name].operands[0]
+        return name
 
     def _cycles(self, instruction: Instruction) -> float | None:
         """Seconds by the compiler's estimate."""
@@ -264,14 +305,14 @@ class _Pricer:
         exposed = sum(nest.exposed for nest in self.nests.values())
         apart = sum(n.work + n.prefetch + n.hidden + n.exposed for n in self.nests.values())
 
-        def total(name: str, memory: float) -> float:
-            return sum(nest.seconds(name, memory) for nest in top)
+        def total(own: Callable[[_Nest], float]) -> float:
+            return sum(nest.seconds(own) for nest in top)
 
         return Estimate(
-            seconds=total("work", 1.0),
+            seconds=total(_Nest.by_schedule),
             seconds_without_overlap=apart,
-            compiler_seconds=total("compiler", 1.0) if self.chip.clock else None,
-            roofline_seconds=total("roofline", BANDWIDTH_EFFICIENCY),
+            compiler_seconds=total(_Nest.by_compiler) if self.chip.clock else None,
+            roofline_seconds=total(_Nest.by_roofline),
             matmul_seconds=sum(nest.matmul for nest in self.nests.values()),
             collective_seconds=self.collectives,
             exposed_collective_seconds=exposed,
@@ -279,7 +320,7 @@ class _Pricer:
             read=self.read,
             written=self.written,
             collective_bytes=self.sent,
-            by_loop={loops: nest.own() for loops, nest in self.nests.items()},
+            by_loop={loops: nest.by_itself() for loops, nest in self.nests.items()},
             unpriced=tuple(self.unpriced),
             method=self._method(),
             error=error_of(self.chip),
@@ -310,5 +351,6 @@ class _Pricer:
             f"of {chip.hbm_bandwidth / 1e9:g} GB/s; {cycles}kernels at "
             f"{self._said_efficiency()} of peak; collectives by ring algorithms at "
             f"{chip.link_bandwidth / 1e9:g} GB/s a link and way; asynchronous ones hidden behind "
-            f"the work of the same loop."
+            f"the work of the same loop; transfers to VMEM beside what the program has between "
+            f"their start and their end."
         )

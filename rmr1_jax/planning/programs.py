@@ -322,7 +322,7 @@ def _rollout(
                 ideal,
                 min(map(bytes_on_chip, cache)),
                 {
-                    **_live_share(state.prompts, asked, lengths.prompt),
+                    **_live_share(state.prompts, asked, lengths.prompt, from_column_0=True),
                     **_live_share(state.responses, slots, lengths.response / 2),
                 },
             ),
@@ -338,11 +338,15 @@ def _rollout(
     ]
 
 
-def _live_share(cache: KVCache, rows: int, length: float) -> dict[int, float]:
+def _live_share(
+    cache: KVCache, rows: int, length: float, *, from_column_0: bool = False
+) -> dict[int, float]:
     """What of an array lies in the blocks of so many rows of this mean length, by its elements."""
     of_rows, _, columns, _ = cache[0].value.sharding.shard_shape(cache[0].value.shape)
-    # Of the first and the last block of a row, which it fills in part, one is in excess.
-    read = rows * (length + block_width(columns) - 1)
+    # In the mean half of a row's last block is in excess, and where it begins anywhere in a block,
+    # half of its first one.
+    excess = (block_width(columns) - 1) / (2 if from_column_0 else 1)
+    read = rows * min(length + excess, columns)
     return {_elements_on_chip(cache[0].value): min(read / (of_rows * columns), 1.0)}
 
 

@@ -56,7 +56,12 @@ def attended(attention: Any, live: Live, *arrays: jax.Array) -> tuple[PartialAtt
 
 @pytest.mark.parametrize(
     ("B", "T", "N", "K", "H", "C"),
-    [(5, 1, 6, 2, 64, 512), (4, 3, 4, 4, 128, 384), (9, 1, 7, 1, 128, 1024)],
+    [
+        (5, 1, 6, 2, 64, 512),
+        (4, 3, 4, 4, 128, 384),
+        (9, 1, 7, 1, 128, 1024),
+        (5, 1, 2, 1, 64, 2304),
+    ],
 )
 def test_live_columns_give_what_masked_attention_gives(
     B: int, T: int, N: int, K: int, H: int, C: int
@@ -123,8 +128,9 @@ def test_the_list_is_the_blocks_with_live_columns_row_after_row(data: Any) -> No
     assert found.until.tolist() == np.cumsum(alive.sum(1)).tolist()
 
 
-def test_a_cache_of_other_sizes_is_refused() -> None:
-    assert [block_width(columns) for columns in (128, 384, 256, 8192)] == [128, 128, 256, 256]
+def test_long_caches_have_wide_blocks_and_other_sizes_are_refused() -> None:
+    widths = {128: 128, 384: 128, 2048: 128, 2176: 128, 2304: 256, 8192: 256}
+    assert {columns: block_width(columns) for columns in widths} == widths
     with pytest.raises(ValueError, match="multiple of 128 columns, not 200"):
         block_width(200)
 
@@ -158,7 +164,8 @@ def in_groups(mesh: Mesh, attention: Any, *args: Any) -> Any:
 def test_the_kernel_compiles_for_every_chip(
     topology: str, T: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For slots that ask their ring, and for prompts that a group asks; of Qwen2.5-7B and 0.5B."""
+    """For slots that ask their ring, and for prompts that a group asks; wide blocks of Qwen2.5-7B
+    and narrow ones of 0.5B."""
     monkeypatch.undo()
     try:
         devices = np.array(devices_of(parse_topology(topology)))
@@ -173,8 +180,8 @@ def test_the_kernel_compiles_for_every_chip(
         placed = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(axes, dtype, sharding=placed)
 
-    B, C, data = 8, 1024, len(devices) // 2
-    for N, K, H in (28, 4, 128), (14, 2, 64):
+    B, data = 8, len(devices) // 2
+    for N, K, H, C in (28, 4, 128, 4096), (14, 2, 64, 1024):
         live = Live(of(jnp.int32, None, B * data), of(jnp.int32, None, B * data))
         arrays = (
             of(jnp.bfloat16, 2, B * data, T, N, H),

@@ -98,6 +98,23 @@ def test_a_prefetch_hides_behind_work_until_the_memory_is_busy() -> None:
     assert math.isclose(hidden.seconds_without_overlap, PRODUCT + alone.seconds)
 
 
+DONE = f"%done = {IN_VMEM} copy-done(%start)"
+
+
+def test_a_prefetch_goes_on_beside_what_stands_between_its_start_and_its_end() -> None:
+    product = f"%b = {DOT.replace('%a', '%v').replace(MATRIX, IN_VMEM)}"
+    copy = MATRIX_BYTES / STREAM
+    assert math.isclose(priced(PREFETCH, product, DONE).seconds, PRODUCT)
+    assert math.isclose(priced(PREFETCH, DONE, product).seconds, copy + PRODUCT)
+    assert math.isclose(priced(product, PREFETCH, DONE).seconds, PRODUCT + copy)
+    # What reads the memory itself leaves none for others.
+    reads = f"%c = {IN_VMEM} negate(%a)"
+    assert math.isclose(priced(PREFETCH, reads, DONE).seconds, 2 * copy)
+    waits = f"%g = {GATHERED} all-gather(%v), {GROUPS}"
+    assert math.isclose(priced(PREFETCH, waits, DONE).seconds, GATHER_SECONDS)
+    assert priced(PREFETCH, DONE, product).roofline_seconds < copy + PRODUCT
+
+
 GROUPS = "replica_groups={{0,1,2,3}}"
 GATHERED = f"bf16[{4 * SIZE},{SIZE}]{{1,0:T(8,128)(2,1)S(1)}}"
 GATHER_SECONDS = 3 * MATRIX_BYTES / (2 * V5E.link_bandwidth) + 2 * HOP

@@ -27,7 +27,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "plan.md"
 RUN = ("recipe", "topology", "GiB a device", "MFU of the update", "the run")
 FULL_ROWS = ("recipe", "topology", "options", "GiB a device", "MFU of the update", "the run")
-DECODE = ("recipe", "ms", "bytes over ideal", "time over ideal")
+DECODE = ("recipe", "topology", "ms", "bytes over ideal", "time over ideal")
+ELSEWHERE = ("recipe", "another topology", "GiB a device", "MFU of the update", "the run")
 SELF_MADE = ("sft_self_made", "grpo_self_made")  # on a CPU
 RECIPES = [
     path
@@ -44,8 +45,9 @@ def topology_of(recipe: Path) -> str:
     return found[1]
 
 
-def planned(recipe: Path) -> PlanConfig:
-    config = parse_config("plan", [f"--config={recipe}", f"--topology={topology_of(recipe)}"])
+def planned(recipe: Path, topology: str = "") -> PlanConfig:
+    topology = topology or topology_of(recipe)
+    config = parse_config("plan", [f"--config={recipe}", f"--topology={topology}"])
     assert isinstance(config, PlanConfig)
     return config
 
@@ -109,6 +111,24 @@ def test_a_recipe_fits_where_it_says_and_takes_what_is_stated(
     (row,) = stated(recipe.stem, *RUN)
     assert row["topology"] == config.topology
     check(found, row)
+    check_decoding(found, recipe, config.topology)
+    for row in stated(recipe.stem, *FULL_ROWS):
+        if (row["topology"], row["options"]) == (config.topology, "its own"):
+            check(plan(replace(config, prompt_tokens=4096, response_tokens=8192)), row)
+
+
+@pytest.mark.slow
+def test_7b_fits_its_other_topology_and_takes_what_is_stated_for_it() -> None:
+    recipe = REPOSITORY / "configs" / "grpo_qwen2_5_7b.py"
+    (row,) = stated(recipe.stem, *ELSEWHERE)
+    config = planned(recipe, row["another topology"])
+    found = plan(config)
+    check(found, row)
+    check_decoding(found, recipe, config.topology)
+
+
+def check_decoding(found: Plan, recipe: Path, topology: str) -> None:
+    """Nothing of a cache moves in the decode loop, and it takes no more than is stated."""
     for line in found.lines:
         decode = line.compiled.planned.decode
         if decode is None:
@@ -118,12 +138,14 @@ def test_a_recipe_fits_where_it_says_and_takes_what_is_stated(
         gathered = line.analysis.transfers.get("all-gather")
         # No cache and no layer's weights, only what a step has computed.
         assert gathered is None or gathered.in_decode_loop < decode.cache_bytes / 2
-        (row,) = stated(recipe.stem, *DECODE)
+        row = decode_row(recipe.stem, topology)
         assert line.analysis.decode.bytes_over_ideal < number(row["bytes over ideal"]) + 0.005
         assert line.analysis.decode.seconds_over_roofline < number(row["time over ideal"]) + 0.005
-    for row in stated(recipe.stem, *FULL_ROWS):
-        if (row["topology"], row["options"]) == (config.topology, "its own"):
-            check(plan(replace(config, prompt_tokens=4096, response_tokens=8192)), row)
+
+
+def decode_row(recipe: str, topology: str) -> Row:
+    (row,) = (row for row in stated(recipe, *DECODE) if row["topology"] == topology)
+    return row
 
 
 def check(found: Plan, row: Row) -> None:
@@ -142,7 +164,8 @@ def check(found: Plan, row: Row) -> None:
 def test_what_a_recipe_takes_is_stated_for_its_topology(recipe: Path) -> None:
     assert [row["topology"] for row in stated(recipe.stem, *RUN)] == [topology_of(recipe)]
     decoding = recipe.stem.startswith("grpo_")
-    assert len(stated(recipe.stem, *DECODE)) == decoding
+    topologies = [row["topology"] for row in stated(recipe.stem, *DECODE)]
+    assert topologies.count(topology_of(recipe)) == decoding
 
 
 # Figures that are stated are no better than what is compiled (above), so these are reached.
@@ -154,12 +177,17 @@ def test_supervised_fine_tuning_reaches_55_percent(recipe: str, topology: str) -
     assert row["options"] == "its own" and number(row["MFU of the update"]) >= 55
 
 
-@pytest.mark.parametrize("recipe", ["grpo_qwen2_5_7b", "grpo_qwen2_5_32b"])
-def test_a_decode_step_moves_at_most_1_15_times_the_ideal_bytes(recipe: str) -> None:
-    (row,) = stated(recipe, *DECODE)
-    assert number(row["bytes over ideal"]) <= 1.15
+@pytest.mark.parametrize(
+    ("recipe", "topology"),
+    [
+        ("grpo_qwen2_5_7b", "v5e-16"),
+        ("grpo_qwen2_5_7b", "v6e-8"),
+        ("grpo_qwen2_5_32b", "v5p-64"),
+    ],
+)
+def test_a_decode_step_moves_at_most_1_15_times_the_ideal_bytes(recipe: str, topology: str) -> None:
+    assert number(decode_row(recipe, topology)["bytes over ideal"]) <= 1.15
 
 
-def test_a_decode_step_of_1_5b_takes_at_most_1_3_times_the_ideal_time() -> None:
-    (row,) = stated("grpo_qwen2_5_1_5b", *DECODE)
-    assert number(row["time over ideal"]) <= 1.3
+def test_a_decode_step_of_7b_takes_at_most_1_3_times_the_ideal_time_on_v5e() -> None:
+    assert number(decode_row("grpo_qwen2_5_7b", "v5e-16")["time over ideal"]) <= 1.3

@@ -17,6 +17,7 @@ from rmr1_jax.planning.collectives import collectives
 from rmr1_jax.planning.copies import copies
 from rmr1_jax.planning.estimate import estimate
 from rmr1_jax.planning.hlo import Program, read_program
+from rmr1_jax.planning.topology import devices_of, parse_topology
 from rmr1_jax.planning.traffic import traffic_by_loop
 from rmr1_jax.planning.walk import loops, once
 from rmr1_jax.planning.work import custom_calls, dot_flops
@@ -183,3 +184,22 @@ def test_a_pallas_kernel_is_found_by_its_name(mesh: Mesh) -> None:
     assert estimate(program, CHIPS["v5e"]).unpriced == (call.name,)
     priced = estimate(program, CHIPS["v5e"], kernels={"twice": 1e9}, kernel_efficiency=0.5)
     assert priced.unpriced == () and priced.seconds >= 2e9 / CHIPS["v5e"].peak
+
+
+@pytest.mark.parametrize(("topology", "share"), [("v5e-1", 0.75), ("v5p-8", 0.65), ("v6e-1", 0.87)])
+def test_by_the_compilers_cycles_a_product_that_only_reads_reaches_so_much_of_the_bandwidth(
+    mesh: Mesh, topology: str, share: float
+) -> None:
+    """What docs/plan.md says of decode steps on v5p: no estimate goes below these cycles."""
+    parsed = parse_topology(topology)
+    device = jax.sharding.SingleDeviceSharding(devices_of(parsed)[0])
+    rows, weights = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
+        for shape in ((8, 5120), (5120, 32768))
+    )
+    program = compiled(jnp.dot, rows, weights)
+    chip = CHIPS[parsed.chip]
+    (cycles,) = (i.cycles for i in program.computations[program.entry.name] if i.cycles)
+    assert chip.clock
+    rate = 5120 * 32768 * 2 / (cycles / chip.clock)
+    assert rate / chip.hbm_bandwidth == pytest.approx(share, abs=0.01)
