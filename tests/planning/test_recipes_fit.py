@@ -180,6 +180,7 @@ def test_supervised_fine_tuning_reaches_55_percent(recipe: str, topology: str) -
 @pytest.mark.parametrize(
     ("recipe", "topology"),
     [
+        ("grpo_qwen2_5_1_5b", "v6e-4"),
         ("grpo_qwen2_5_7b", "v5e-16"),
         ("grpo_qwen2_5_7b", "v6e-8"),
         ("grpo_qwen2_5_32b", "v5p-64"),
