@@ -23,6 +23,6 @@ config = GrpoConfig(
         learning_rate=8e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
     ),
     rollout=RolloutConfig(slots=128),
-    mesh="fsdp=-1,tensor=4",
+    mesh="fsdp=-1,tensor=8",
     split_sequence=True,
 )

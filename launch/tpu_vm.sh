@@ -229,7 +229,6 @@ up() {
         if all state=running; then
             say "The run is going on all workers"
         else
-            prepared=0
             set +e # or nothing ends the subshell but a step that fails
             (
                 set -e
