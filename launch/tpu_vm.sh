@@ -152,10 +152,7 @@ watch() {
         if ! probe; then
             lost=$((lost + 1))
             say "$(date +%T) the workers cannot be reached ($lost of 10): $WHY"
-            if list_slices && [[ $GONE == yes ]]; then
-                say_gone
-                return
-            fi
+            if taken_away; then return; fi
             ((lost < 10)) || failed "reaching the workers" 1 "$WHY"
             continue
         fi
@@ -203,11 +200,7 @@ slice_is_gone() {
     local try
     for try in 1 2; do
         get_state 20
-        if [[ ! $STATE ]] || is_dead; then return; fi
-        if list_slices && [[ $GONE == yes ]]; then
-            say_gone
-            return
-        fi
+        if [[ ! $STATE ]] || is_dead || taken_away; then return; fi
         if ((try < 2)); then sleep "$opt_poll"; fi
     done
     return 1

@@ -110,6 +110,9 @@ LISTED=0 EXPECTED=0 GONE=no
 
 say_gone() { say "$(date +%T) $opt_name was taken away, though its request is $STATE"; }
 
+# Whether machines are gone, which it then says.
+taken_away() { list_slices && [[ $GONE == yes ]] && say_gone; }
+
 delete() {
     get_state
     if [[ ! $STATE && $LOGGED_IN == yes ]]; then

@@ -120,11 +120,16 @@ class _Nest:
         for schedule in (self.expected, self.compiler):
             schedule.end(name)
 
+    def run(self, expected: float, compiler: float, memory: float) -> None:
+        """An instruction, by either account."""
+        self.expected.run(expected, memory)
+        self.compiler.run(compiler, memory)
+
     def wait(self, seconds: float, memory: float) -> None:
         """For a collective that nothing hides, and that needs the memory for a part of it."""
         self.exposed += seconds
-        for schedule in (self.expected, self.compiler):
-            schedule.run(max(seconds, memory), memory)
+        seconds = max(seconds, memory)
+        self.run(seconds, seconds, memory)
 
 
 def estimate(
@@ -203,6 +208,8 @@ class _Pricer:
         memory = times * fastest / BANDWIDTH_EFFICIENCY
         nest.memory += memory
         found = list(collectives_of(self.program, step))
+        # A fusion that holds one has work of its own, which takes the memory.
+        nothing_else = bool(found) and instruction.opcode != "fusion"
         for collective in found:
             seconds = times * self._collective(collective)
             self.sent += times * collective.wire_bytes
@@ -210,12 +217,12 @@ class _Pricer:
             if collective.asynchronous:
                 nest.hidden += seconds
             else:
-                nest.wait(seconds, 0.0 if instruction.opcode == "fusion" else memory)
+                nest.wait(seconds, memory if nothing_else else 0.0)
         # The fusions that a GPU starts beside others share its memory and its units with them.
         if instruction.opcode.endswith("-start") and instruction.opcode != "fusion-start":
             nest.start(instruction.name, memory)
             return
-        if found and instruction.opcode != "fusion":
+        if nothing_else:
             return
         self._work(nest, instruction, times, fastest)
 
@@ -231,7 +238,8 @@ class _Pricer:
             expected = products / self._efficiency(instruction)
         self.flops += times * flops
         roofline = max(products, fastest_memory)
-        expected = max(expected, fastest_memory / BANDWIDTH_EFFICIENCY)
+        memory = fastest_memory / BANDWIDTH_EFFICIENCY
+        expected = max(expected, memory)
         compiler = self._cycles(instruction)
         if compiler is not None:
             reads = fastest_memory > 0 and not flops
@@ -240,9 +248,8 @@ class _Pricer:
             expected = max(expected, self.chip.launch)
         nest.roofline += times * roofline
         nest.work += times * expected
-        memory = times * fastest_memory / BANDWIDTH_EFFICIENCY
-        nest.expected.run(times * expected, memory)
-        nest.compiler.run(times * (expected if compiler is None else compiler), memory)
+        by_compiler = expected if compiler is None else compiler
+        nest.run(times * expected, times * by_compiler, times * memory)
         if flops:
             nest.matmul += times * expected
 

@@ -199,7 +199,7 @@ def test_by_the_compilers_cycles_a_product_that_only_reads_reaches_so_much_of_th
     )
     program = compiled(jnp.dot, rows, weights)
     chip = CHIPS[parsed.chip]
-    (cycles,) = (i.cycles for i in program.computations[program.entry.name] if i.cycles)
+    (cycles,) = (i.cycles for i in program.entry if i.cycles)
     assert chip.clock
     rate = 5120 * 32768 * 2 / (cycles / chip.clock)
     assert rate / chip.hbm_bandwidth == pytest.approx(share, abs=0.01)
