@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.workloads import Workload
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 
 COPY_BYTES = 512 * 2**20  # far beyond any cache

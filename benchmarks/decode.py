@@ -35,7 +35,7 @@ from benchmarks.workloads import (
 from rmr1_jax.config import ConvertConfig
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import recognise
-from rmr1_jax.stages import convert
+from rmr1_jax.stages import convert_stage as convert
 
 WORKLOADS = ("a", "b", "c", "c_spread")
 CONVERTED = Path(".cache/benchmarks")

@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max_new_tokens", default=256, type=int, help="the longest trace (%(default)s)")
     add("--longest_prompt", default=0, type=int, help="leave out pairs above so many tokens")
     add("--prompt", default=None, help="as in --stage=judge")
-    add("--slots", default=16, type=int, help="of our engine (%(default)s)")
+    add("--max_num_seqs", default=16, type=int, help="of our engine (%(default)s)")
     add("--batches", default="1,4,8,16", help="sizes that transformers may choose (%(default)s)")
     add("--trial", default=8, type=int, help="pairs that it chooses by (%(default)s)")
     add("--threads", default=cores(), type=int, help="of both engines (all cores: %(default)s)")
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     compilations = Compilations()
     directory = as_huggingface(options.model)
     judge = Judge.load(
-        directory, prompt=options.prompt, dtype="float32", slots=options.slots, mesh=""
+        directory, prompt=options.prompt, dtype="float32", max_num_seqs=options.slots, mesh=""
     )
     tasks = choose_tasks(options, judge)
     prompts = [judge.prompt_tokens(task.pair) for task in tasks]

@@ -9,7 +9,7 @@ from benchmarks.bandwidth import least_traffic
 from benchmarks.machine import OtherLoad
 from benchmarks.peers import Compilations, Ours, Samples, Transformers, check_lengths, timed
 from benchmarks.workloads import Workload
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 
 

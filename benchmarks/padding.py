@@ -51,7 +51,7 @@ def main() -> None:
             longest = padding_of_batches(lengths, multiple)
             print(
                 f"{multiple:14}   {packed.padding:6.2%}   {longest:17.1%}   "
-                f"{shape.row_length:10}   {packed.mean_sequences:16.1f}"
+                f"{shape.pack_length:10}   {packed.mean_sequences:16.1f}"
             )
 
 

@@ -19,10 +19,10 @@ from transformers import (
 
 from benchmarks.workloads import Workload
 from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.sampling.driver import Engine, Work
-from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.sampling.decode_loop import unstack_layers
+from rmr1_jax.sampling.scheduler import Scheduler, Work
 
 Samples = list[list[list[int]]]  # [prompt][sample][token]
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -72,7 +72,7 @@ class Ours:
     def __init__(
         self, config: ModelConfig, weights: Params, workload: Workload, slots: int | None = None
     ):
-        self.engine = Engine(
+        self.engine = Scheduler(
             config, weights, slots=slots or workload.slots, group_size=workload.group_size
         )
 

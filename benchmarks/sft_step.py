@@ -25,17 +25,17 @@ from benchmarks.decode import Log, as_huggingface, write
 from benchmarks.machine import OtherLoad, cores, prepare_process, processor
 from benchmarks.peers import timed
 from rmr1_jax.config import OptimizerConfig
-from rmr1_jax.data.batch import Batch
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.training.flops import training_flops
 from rmr1_jax.training.nll import nll
 from rmr1_jax.training.optimizer import make_optimizer
 from rmr1_jax.training.step import initial_state, train_step
 
-SETTINGS = OptimizerConfig(learning_rate=1e-5, warmup=0.0, final=1.0)
+SETTINGS = OptimizerConfig(learning_rate=1e-5, warmup=0.0, final_lr_ratio=1.0)
 FIRST_STEPS = 2
 TOLERANCE = 2e-4
 
@@ -61,13 +61,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, action="append", type=Path, help="a checkpoint; repeatable")
     add("--rows", default=4, type=int, help="packed rows a step (%(default)s)")
-    add("--row_length", default=512, type=int, help="tokens a row (%(default)s)")
+    add("--pack_length", default=512, type=int, help="tokens a row (%(default)s)")
     add("--repeats", default=3, type=int, help="pairs of measured steps (%(default)s)")
     add("--threads", default=cores(), type=int, help="of both (all cores: %(default)s)")
     add("--output", default="out/sft_step.json", type=Path, help="JSON (%(default)s)")
     add("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
-    for name in ("rows", "row_length", "repeats"):
+    for name in ("rows", "pack_length", "repeats"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
     if not 1 <= options.threads <= cores():
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "machine": {"processor": processor(), "cores": cores()},
         "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
         "settings": {
-            name: getattr(options, name) for name in ("rows", "row_length", "repeats", "threads")
+            name: getattr(options, name) for name in ("rows", "pack_length", "repeats", "threads")
         },
         "models": [],
     }
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             batch = packed_rows(
                 config.vocab_size,
                 options.rows,
-                options.row_length,
+                options.pack_length,
                 everything=learn == "everything",
             )
             result = compare(directory, config, params, batch, options.repeats, say)
@@ -103,20 +103,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def packed_rows(vocab: int, rows: int, row_length: int, *, everything: bool) -> Batch:
+def packed_rows(vocab: int, rows: int, pack_length: int, *, everything: bool) -> Batch:
     """Full rows of three sequences or more, with prompts of two thirds and traces of one third, as
     RM-R1's are; or rows of one sequence each that is learnt whole (but for its first token)."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(10, vocab, (rows, row_length), dtype=np.int32)
-    segments = np.ones((rows, row_length), np.int32)
-    positions = np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))
-    learnt = np.ones((rows, row_length), bool)
+    tokens = rng.integers(10, vocab, (rows, pack_length), dtype=np.int32)
+    segments = np.ones((rows, pack_length), np.int32)
+    positions = np.tile(np.arange(pack_length, dtype=np.int32), (rows, 1))
+    learnt = np.ones((rows, pack_length), bool)
     learnt[:, 0] = False
     if not everything:
         for row in range(rows):
-            cuts = np.sort(rng.choice(np.arange(1, 8), 2, replace=False)) * row_length // 8
+            cuts = np.sort(rng.choice(np.arange(1, 8), 2, replace=False)) * pack_length // 8
             for number, (start, stop) in enumerate(
-                zip([0, *cuts], [*cuts, row_length], strict=True), start=1
+                zip([0, *cuts], [*cuts, pack_length], strict=True), start=1
             ):
                 segments[row, start:stop] = number
                 positions[row, start:stop] = np.arange(stop - start)
@@ -132,7 +132,7 @@ def packed_rows(vocab: int, rows: int, row_length: int, *, everything: bool) -> 
         positions=positions,
         segment_ids=segments,
         loss_positions=where,
-        loss_targets=np.take_along_axis(tokens, np.minimum(where + 1, row_length - 1), axis=1),
+        loss_targets=np.take_along_axis(tokens, np.minimum(where + 1, pack_length - 1), axis=1),
         loss_weights=weights,
         verdicts=np.zeros_like(where, bool),
     )
@@ -169,7 +169,7 @@ def compare(
         "tokens": tokens,
         "learnt": int(learnt),
         "losses": {"ours": ours.losses[:FIRST_STEPS], "theirs": theirs.losses[:FIRST_STEPS]},
-        "rows_at_a_time": {"ours": ours.micro_rows, "theirs": theirs.micro_rows},
+        "rows_at_a_time": {"ours": ours.micro_batch_size, "theirs": theirs.micro_batch_size},
         "seconds": median,
         "tokens_per_second": {name: tokens / value for name, value in median.items()},
         "flops_per_second": {
@@ -203,8 +203,10 @@ def faster(
 class Ours:
     """Our train step over one batch, again and again."""
 
-    def __init__(self, config: ModelConfig, params: Params, batch: Batch, micro_rows: int) -> None:
-        self.micro_rows, self.losses = micro_rows, list[float]()
+    def __init__(
+        self, config: ModelConfig, params: Params, batch: Batch, micro_batch_size: int
+    ) -> None:
+        self.micro_batch_size, self.losses = micro_batch_size, list[float]()
         optimizer = make_optimizer(SETTINGS, 1000)
         self._step: Any = jax.jit(
             partial(
@@ -214,7 +216,7 @@ class Ours:
         )
         self._state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
         self._batch = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf.reshape(-1, micro_rows, *leaf.shape[1:])), batch
+            lambda leaf: jnp.asarray(leaf.reshape(-1, micro_batch_size, *leaf.shape[1:])), batch
         )
 
     def step(self) -> None:
@@ -226,8 +228,8 @@ class Ours:
 class Theirs:
     """transformers and torch.optim, with gradient accumulation."""
 
-    def __init__(self, directory: Path, batch: Batch, micro_rows: int) -> None:
-        self.micro_rows, self.losses = micro_rows, list[float]()
+    def __init__(self, directory: Path, batch: Batch, micro_batch_size: int) -> None:
+        self.micro_batch_size, self.losses = micro_batch_size, list[float]()
         self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         self._model.train()
         self._optimizer = torch.optim.AdamW(
@@ -238,8 +240,8 @@ class Theirs:
             weight_decay=SETTINGS.weight_decay,
         )
         self._micro = [
-            self._inputs(Batch(*(leaf[i : i + micro_rows] for leaf in batch)))
-            for i in range(0, len(batch.tokens), micro_rows)
+            self._inputs(Batch(*(leaf[i : i + micro_batch_size] for leaf in batch)))
+            for i in range(0, len(batch.tokens), micro_batch_size)
         ]
         self._weight = float(batch.loss_weights.sum())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.prompts import MakePrompts
-from rmr1_jax.sampling.driver import Request
+from rmr1_jax.sampling.scheduler import Request
 
 SIGMA = 1.0  # of the logarithm of a length: 8 times the mean is then its 99.5th percentile
 MEAN_LENGTH = 64  # an eighth of a judge's, which keeps a run on a CPU within minutes

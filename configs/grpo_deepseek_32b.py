@@ -20,9 +20,9 @@ architecture = "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"
 config = GrpoConfig(
     workdir="runs/grpo_deepseek_32b",
     optimizer=OptimizerConfig(
-        learning_rate=8e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+        learning_rate=8e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final_lr_ratio=1.0
     ),
-    rollout=RolloutConfig(slots=128),
+    rollout=RolloutConfig(max_num_seqs=128),
     mesh="fsdp=-1,tensor=8",
-    split_sequence=True,
+    sequence_parallel=True,
 )

@@ -21,9 +21,9 @@ config = GrpoConfig(
     workdir="runs/grpo_deepseek_7b",
     objective=ObjectiveConfig(reduction="pooled_mean", pool=4),
     optimizer=OptimizerConfig(
-        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final_lr_ratio=1.0
     ),
-    rollout=RolloutConfig(slots=128),
+    rollout=RolloutConfig(max_num_seqs=128),
     mesh="fsdp=-1,tensor=4",
-    split_sequence=True,
+    sequence_parallel=True,
 )

@@ -27,10 +27,10 @@ config = GrpoConfig(
     data=PromptsConfig(max_prompt=1024),
     batch_size=32,
     mini_batch=16,
-    rollout=RolloutConfig(max_response=512, slots=128),
+    rollout=RolloutConfig(max_response=512, max_num_seqs=128),
     lora=LoraConfig(rank=16),
     optimizer=OptimizerConfig(
-        learning_rate=2e-5, beta2=0.999, weight_decay=0.0, warmup=0.0, final=1.0
+        learning_rate=2e-5, beta2=0.999, weight_decay=0.0, warmup=0.0, final_lr_ratio=1.0
     ),
     validation=ValidationConfig(every=10, max_new_tokens=512),
 )

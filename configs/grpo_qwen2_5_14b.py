@@ -22,9 +22,9 @@ architecture = "Qwen/Qwen2.5-14B-Instruct"
 config = GrpoConfig(
     workdir="runs/grpo_qwen2_5_14b",
     optimizer=OptimizerConfig(
-        learning_rate=7e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+        learning_rate=7e-7, beta2=0.999, weight_decay=0.01, warmup=0.0, final_lr_ratio=1.0
     ),
-    rollout=RolloutConfig(slots=128),
+    rollout=RolloutConfig(max_num_seqs=128),
     mesh="fsdp=-1,tensor=4",
-    split_sequence=True,
+    sequence_parallel=True,
 )

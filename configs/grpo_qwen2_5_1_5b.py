@@ -27,10 +27,10 @@ config = GrpoConfig(
     data=PromptsConfig(max_prompt=3072),
     batch_size=128,
     mini_batch=64,
-    rollout=RolloutConfig(max_response=2048, slots=256),
+    rollout=RolloutConfig(max_response=2048, max_num_seqs=256),
     reference=ReferenceConfig(dtype="bfloat16"),
     optimizer=OptimizerConfig(
-        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final=1.0
+        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final_lr_ratio=1.0
     ),
     validation=ValidationConfig(every=10),
 )

@@ -17,6 +17,6 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "meta-llama/Llama-3.1-8B-Instruct"
 config = SftConfig(
     workdir="runs/sft_llama_3_1_8b",
-    data=SftDataConfig(row_length=12288),
+    data=SftDataConfig(pack_length=12288),
     optimizer=OptimizerConfig(learning_rate=5e-6),
 )

@@ -18,7 +18,7 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "Qwen/Qwen2.5-0.5B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_0_5b",
-    data=SftDataConfig(max_length=4096, row_length=4096),
+    data=SftDataConfig(max_length=4096, pack_length=4096),
     batch_size=32,
     optimizer=OptimizerConfig(learning_rate=2e-5),
 )

@@ -17,8 +17,8 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "Qwen/Qwen2.5-14B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_14b",
-    data=SftDataConfig(row_length=12288),
+    data=SftDataConfig(pack_length=12288),
     optimizer=OptimizerConfig(learning_rate=3e-6),
     mesh="fsdp=-1,tensor=2",
-    split_sequence=True,
+    sequence_parallel=True,
 )

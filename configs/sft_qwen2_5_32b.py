@@ -18,7 +18,7 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "Qwen/Qwen2.5-32B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_32b",
-    data=SftDataConfig(row_length=12288),
+    data=SftDataConfig(pack_length=12288),
     optimizer=OptimizerConfig(learning_rate=2e-6),
     mesh="fsdp=-1",
 )

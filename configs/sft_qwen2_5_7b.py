@@ -17,6 +17,6 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "Qwen/Qwen2.5-7B-Instruct"
 config = SftConfig(
     workdir="runs/sft_qwen2_5_7b",
-    data=SftDataConfig(row_length=12288),
+    data=SftDataConfig(pack_length=12288),
     optimizer=OptimizerConfig(learning_rate=5e-6),
 )

@@ -17,7 +17,7 @@ from rmr1_jax.config import OptimizerConfig, SftConfig, SftDataConfig
 architecture = "Qwen/Qwen3-8B"
 config = SftConfig(
     workdir="runs/sft_qwen3_8b",
-    data=SftDataConfig(row_length=12288),
+    data=SftDataConfig(pack_length=12288),
     optimizer=OptimizerConfig(learning_rate=5e-6),
     mesh="fsdp=-1,tensor=2",
 )

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rmr1_jax.config import STAGES, nearest, parse_config, take_option
+from rmr1_jax.distributed.multihost import HELP as DISTRIBUTED_HELP
+from rmr1_jax.distributed.multihost import OPTIONS, Distributed, Joined, join
 from rmr1_jax.errors import UserError
-from rmr1_jax.parallel.multihost import HELP as DISTRIBUTED_HELP
-from rmr1_jax.parallel.multihost import OPTIONS, Distributed, Joined, join
 
 PROGRAM = "python -m rmr1_jax.main"
 CACHE_VARIABLE = "RMR1_JAX_CACHE"
@@ -95,7 +95,7 @@ def run_stage(arguments: Sequence[str], debug: bool, job: Job) -> int:
     keep_compiled_programs()
     job.joined = join(asked, stage, stage in SHARED)
     # Not before now: the stages import jax, and --help should not wait for it.
-    return int(importlib.import_module(f"rmr1_jax.stages.{stage}").run(config))
+    return int(importlib.import_module(f"rmr1_jax.stages.{stage}_stage").run(config))
 
 
 def take_distributed(arguments: Sequence[str]) -> tuple[Distributed, list[str]]:

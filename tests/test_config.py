@@ -21,9 +21,9 @@ def test_without_arguments_a_stage_has_its_defaults() -> None:
 
 def test_overrides_are_typed() -> None:
     config = parse_config(
-        "judge", ["--temperature=0.7", "--slots", "3", "--swap", "--question=--a = b"]
+        "judge", ["--temperature=0.7", "--max_num_seqs", "3", "--swap", "--question=--a = b"]
     )
-    assert config == JudgeConfig(temperature=0.7, slots=3, swap=True, question="--a = b")
+    assert config == JudgeConfig(temperature=0.7, max_num_seqs=3, swap=True, question="--a = b")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_an_option_is_taken_in_either_form_and_the_last_one_counts() -> None:
         ({"top_k": -1}, "--top_k=-1 must be at least 0"),
         ({"min_p": 1.5}, "--min_p=1.5 must be from 0 to 1"),
         ({"votes": 0}, "--votes=0 must be at least 1"),
-        ({"slots": 0}, "--slots=0 must be at least 1"),
+        ({"max_num_seqs": 0}, "--max_num_seqs=0 must be at least 1"),
         ({"max_context": 0}, "--max_context=0 must be at least 1"),
         ({"dtype": "int3"}, "--dtype=int3 is unknown; choose float32 or bfloat16"),
     ],

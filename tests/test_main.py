@@ -96,7 +96,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(fail_with: Callable[[BaseExceptio
 
 def test_help_and_checks_do_not_import_jax() -> None:
     code = (
-        "import sys, rmr1_jax, rmr1_jax.main, rmr1_jax.stages.judge as judge\n"
+        "import sys, rmr1_jax, rmr1_jax.main, rmr1_jax.stages.judge_stage as judge\n"
         "assert rmr1_jax.main.main(['--stage=judge']) == 2\n"
         "sys.exit('jax' in sys.modules)"
     )

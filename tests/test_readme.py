@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from rmr1_jax.config import STAGES, option_types
+from rmr1_jax.distributed.multihost import OPTIONS
+from rmr1_jax.evaluation.judgement_record import PROBLEMS, judgement_record
 from rmr1_jax.judging import Preference, preference_from_record
-from rmr1_jax.models.config import PROMPT_KEY
-from rmr1_jax.parallel.multihost import OPTIONS
+from rmr1_jax.models.model_config import PROMPT_KEY
 from rmr1_jax.sampling.judge import Judgement
-from rmr1_jax.stages.judgement_record import PROBLEMS, judgement_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_a_file_of_the_repository_that_is_mentioned_exists() -> None:
     own = "rmr1_jax|configs|docs|tests|benchmarks"
     paths = set(re.findall(rf"`((?:{own})(?:/[\w.-]+)*|[\w.-]+\.(?:py|txt|cfg|toml))`", README))
     paths |= set(re.findall(r"--(?:config|constraint)[= ]([\w./-]+)", README))
-    assert {"setup.cfg", "constraints.txt", "rmr1_jax/models/tensors.py"} <= paths
+    assert {"setup.cfg", "constraints.txt", "rmr1_jax/models/weight_map.py"} <= paths
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
 
 

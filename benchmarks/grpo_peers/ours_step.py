@@ -11,15 +11,15 @@ from transformers import AutoTokenizer
 
 from benchmarks.grpo_peers.conversation import Benchmark, Job, Measured, reward
 from rmr1_jax.config import GrpoConfig, OptimizerConfig
-from rmr1_jax.config.grpo import ObjectiveConfig, PromptsConfig, RolloutConfig
+from rmr1_jax.config.grpo_config import ObjectiveConfig, PromptsConfig, RolloutConfig
 from rmr1_jax.data.prompt_set import PromptCounts, PromptSet
 from rmr1_jax.data.token_cache import Lengths
 from rmr1_jax.main import quiet_libraries
 from rmr1_jax.models.checkpoint import load_config
-from rmr1_jax.sampling import engine
+from rmr1_jax.rl.trainer import Grpo
+from rmr1_jax.sampling import decode_loop as engine
 from rmr1_jax.sampling.sampler import Sampled, SamplingParams
-from rmr1_jax.training.grpo_run import Grpo
-from rmr1_jax.training.placement import first_params, make_placement
+from rmr1_jax.training.sharding_plan import first_params, make_sharding_plan
 
 MANY = 1_000_000  # steps; the benchmark says when it has enough
 FORCED = 2.0  # in place of a uniform number: this row has come to its length
@@ -64,7 +64,7 @@ def make_run(job: Job) -> Grpo:
             samples=job.group_size,
             max_response=job.max_new_tokens,
             temperature=job.temperature,
-            slots=job.rows,
+            max_num_seqs=job.rows,
         ),
         objective=ObjectiveConfig(clip_low=job.clip, clip_high=job.clip, kl=job.kl),
         epochs=MANY,
@@ -74,14 +74,14 @@ def make_run(job: Job) -> Grpo:
             weight_decay=job.weight_decay,
             clip_norm=job.clip_norm,
             warmup=0.0,
-            final=1.0,
+            final_lr_ratio=1.0,
         ),
-        micro_rows=1,
+        micro_batch_size=1,
         remat="none",  # nobody computes activations twice
         dtype="float32",
     )
     model = load_config(job.model)
-    placement = make_placement(model, config.mesh, split_sequence=False)
+    placement = make_sharding_plan(model, config.mesh, sequence_parallel=False)
 
     def weights() -> Any:
         return first_params(job.model, model, placement, dtype="float32", seed=0)

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def make_trainer(job: Job, measured: Measured, directory: str) -> Any:
-    micro_rows = job.micro_prompts * job.group_size
+    micro_batch_size = job.micro_prompts * job.group_size
     trainer = Trainer(
         job,
         measured,
@@ -42,8 +42,8 @@ def make_trainer(job: Job, measured: Measured, directory: str) -> Any:
         args=GRPOConfig(
             output_dir=directory,
             max_steps=MANY,
-            per_device_train_batch_size=micro_rows,
-            gradient_accumulation_steps=job.rows // micro_rows,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=job.rows // micro_batch_size,
             num_generations=job.group_size,
             num_iterations=1,
             max_completion_length=job.max_new_tokens,

@@ -1,9 +1,16 @@
 """Every configuration dataclass, one file a stage, and how a command line becomes one."""
 
-from rmr1_jax.config.convert import ConvertConfig
-from rmr1_jax.config.demo import DemoConfig
-from rmr1_jax.config.evaluate import EvaluateConfig
-from rmr1_jax.config.grpo import (
+from rmr1_jax.config.command_line import (
+    load_recipe,
+    nearest,
+    option_types,
+    parse_config,
+    take_option,
+)
+from rmr1_jax.config.convert_config import ConvertConfig
+from rmr1_jax.config.demo_config import DemoConfig
+from rmr1_jax.config.evaluate_config import EvaluateConfig
+from rmr1_jax.config.grpo_config import (
     AdvantageConfig,
     GrpoConfig,
     ObjectiveConfig,
@@ -13,11 +20,10 @@ from rmr1_jax.config.grpo import (
     RolloutConfig,
     SamplesConfig,
 )
-from rmr1_jax.config.judge import JudgeConfig, JudgeOptions
-from rmr1_jax.config.parsing import load_recipe, nearest, option_types, parse_config, take_option
-from rmr1_jax.config.plan import PlanConfig
-from rmr1_jax.config.prepare import PrepareConfig, Source
-from rmr1_jax.config.sft import (
+from rmr1_jax.config.judge_config import JudgeConfig, JudgeOptions
+from rmr1_jax.config.plan_config import PlanConfig
+from rmr1_jax.config.prepare_config import PrepareConfig, Source
+from rmr1_jax.config.sft_config import (
     CheckpointConfig,
     LoraConfig,
     OptimizerConfig,
@@ -25,8 +31,8 @@ from rmr1_jax.config.sft import (
     SftDataConfig,
     ValidationConfig,
 )
-from rmr1_jax.config.stages import STAGES
-from rmr1_jax.config.synthesize import SynthesizeConfig, TeacherConfig
+from rmr1_jax.config.stage_table import STAGES
+from rmr1_jax.config.synthesize_config import SynthesizeConfig, TeacherConfig
 
 __all__ = [
     "STAGES",

@@ -7,9 +7,9 @@ from pathlib import Path
 from rmr1_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
-# Where the self-made task's pairs, traces and runs lie; stages make them where they are absent.
-PAIRS, TRACES = "data/self_made", "data/self_made_traces"
-SFT, GRPO = "runs/sft_self_made", "runs/grpo_self_made"
+# Where the toy task's pairs, traces and runs lie; stages make them where they are absent.
+PAIRS, TRACES = "data/toy_task", "data/toy_task_traces"
+SFT, GRPO = "runs/sft_toy_task", "runs/grpo_toy_task"
 
 
 def checkpoint_exists(name: str, path: str) -> None:

@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rmr1_jax.data.example import Example
-from rmr1_jax.data.files import data_files, decode_row, file_rows
-from rmr1_jax.data.layouts import (
+from rmr1_jax.data.converters import (
     QUESTIONS,
     example_from_record,
     is_transcript,
     shown_fields,
     transcript,
 )
-from rmr1_jax.data.words import hash_runs, hash_text, words
+from rmr1_jax.data.example import Example
+from rmr1_jax.data.ngrams import hash_runs, hash_text, words
+from rmr1_jax.data.row_files import data_files, decode_row, file_rows
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import RecordError
 

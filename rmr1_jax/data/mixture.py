@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rmr1_jax.data.catalogue import RowSource, read_sources, with_id
-from rmr1_jax.data.duplicates import content_hash
+from rmr1_jax.data.dedup import content_hash
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.files import decode_row
+from rmr1_jax.data.preference_store import StoreWriter
+from rmr1_jax.data.row_files import decode_row
+from rmr1_jax.data.scan import RowStats
+from rmr1_jax.data.sources import RowSource, read_sources, with_id
 from rmr1_jax.data.splits import SPLITS, Plan, repeated_ids
-from rmr1_jax.data.store import StoreWriter
-from rmr1_jax.data.survey import Facts
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Side
 
@@ -18,7 +18,7 @@ _SIDES: tuple[Side | None, ...] = (None, "A", "B")
 
 def write_mixture(
     sources: Sequence[RowSource],
-    facts: Facts,
+    facts: RowStats,
     plan: Plan,
     writer: StoreWriter,
     on_record: Callable[[int], None],

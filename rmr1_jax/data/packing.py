@@ -29,7 +29,7 @@ _SPARE_LOSSES = 1.4
 class Rows(NamedTuple):
     """The shape of a step: S micro-batches of R rows of T tokens, and the sequences it holds."""
 
-    row_length: int
+    pack_length: int
     micro_batches: int
     rows: int
     mean_sequences: float
@@ -69,7 +69,7 @@ class Plan:
 
         How a step's rows are divided into micro-batches does not matter: it changes with the mesh.
         """
-        shape = self.shape.row_length, self.shape.per_step, self.losses
+        shape = self.shape.pack_length, self.shape.per_step, self.losses
         digest = hashlib.sha256(repr(shape).encode())
         digest.update(self.sequences.tobytes())
         digest.update(self.offsets.tobytes())
@@ -88,33 +88,33 @@ def choose_rows(
     lengths: Int[np.ndarray, " N"],
     batch_size: int,
     row_multiple: int,
-    micro_rows: int,
+    micro_batch_size: int,
     max_length: int,
-    row_length: int | None = None,
+    pack_length: int | None = None,
 ) -> Rows:
     """The shape of a step that holds about `batch_size` sequences with little padding.
 
-    R is row_multiple * micro_rows, so that each of `row_multiple` groups of devices computes
-    `micro_rows` rows at a time; S makes up the rest of the batch. Row lengths from the longest
-    sequence to `max_length` or one and a half times the longest are tried on a sample: a percent of
-    padding and a percent of deviation from `batch_size` weigh the same, and so does half as long a
-    row again, since attention reads whole rows. With few sequences for the devices `mean_sequences`
-    may be far from `batch_size`; the caller says so.
+    R is row_multiple * micro_batch_size, so that each of `row_multiple` groups of devices computes
+    `micro_batch_size` rows at a time; S makes up the rest of the batch. Row lengths from the
+    longest sequence to `max_length` or one and a half times the longest are tried on a sample: a
+    percent of padding and a percent of deviation from `batch_size` weigh the same, and so does half
+    as long a row again, since attention reads whole rows. With few sequences for the devices
+    `mean_sequences` may be far from `batch_size`; the caller says so.
 
     Args:
       lengths: tokens of each sequence.
-      row_length: taken as it is, if given.
+      pack_length: taken as it is, if given.
 
-    Raises UserError where `row_length` is too short for a sequence.
+    Raises UserError where `pack_length` is too short for a sequence.
     """
-    longest, rows = int(lengths.max()), row_multiple * micro_rows
-    if row_length is not None:
-        if row_length < longest:
+    longest, rows = int(lengths.max()), row_multiple * micro_batch_size
+    if pack_length is not None:
+        if pack_length < longest:
             raise UserError(
-                f"row_length={row_length} is shorter than the longest sequence of {longest} "
+                f"pack_length={pack_length} is shorter than the longest sequence of {longest} "
                 f"tokens; raise it, or lower max_length"
             )
-        tried = [row_length]
+        tried = [pack_length]
     else:
         unit = 128 if longest > 512 else 16
         first = _round_up(longest, unit)
@@ -158,12 +158,12 @@ def plan(
     total = round(epochs * len(lengths))
     whole = [rng.permutation(len(lengths)) for _ in range(math.ceil(total / len(lengths)))]
     order = np.concatenate([*whole, np.empty(0, np.int64)])[:total]
-    capacity = _losses(lengths, loss_lengths, shape.row_length, loss_chunk)
-    rows = list(_pack(order, lengths, loss_lengths, shape.row_length, capacity))
+    capacity = _losses(lengths, loss_lengths, shape.pack_length, loss_chunk)
+    rows = list(_pack(order, lengths, loss_lengths, shape.pack_length, capacity))
     steps = len(rows) // shape.per_step
     if steps == 0:
         raise UserError(
-            f"{total} sequences fill {len(rows)} rows of {shape.row_length} tokens, and one step "
+            f"{total} sequences fill {len(rows)} rows of {shape.pack_length} tokens, and one step "
             f"takes {shape.per_step}; lower batch_size, or use fewer devices or more data"
         )
     kept = rows[: steps * shape.per_step]
@@ -178,9 +178,9 @@ def plan_in_order(
     loss_chunk: int = LOSS_CHUNK,
 ) -> Plan:
     """Plan every sequence once, unshuffled, as validation does; empty rows fill the last step."""
-    capacity = _losses(lengths, loss_lengths, shape.row_length, loss_chunk)
+    capacity = _losses(lengths, loss_lengths, shape.pack_length, loss_chunk)
     order = np.arange(len(lengths))
-    rows = list(_pack(order, lengths, loss_lengths, shape.row_length, capacity))
+    rows = list(_pack(order, lengths, loss_lengths, shape.pack_length, capacity))
     rows += [[] for _ in range(-len(rows) % shape.per_step)]
     return _finished(rows, len(order), lengths, loss_lengths, shape, loss_chunk)
 
@@ -199,36 +199,36 @@ def _finished(
     most = int(np.diff(sums).max())
     return Plan(
         shape=shape,
-        losses=_round_up(most, _chunk(loss_chunk, shape.row_length)),
+        losses=_round_up(most, _chunk(loss_chunk, shape.pack_length)),
         sequences=sequences,
         offsets=offsets,
         dropped=total - len(sequences),
-        padding=float(1 - lengths[sequences].sum() / (len(rows) * shape.row_length)),
+        padding=float(1 - lengths[sequences].sum() / (len(rows) * shape.pack_length)),
     )
 
 
 def _losses(
     lengths: Int[np.ndarray, " N"],
     loss_lengths: Int[np.ndarray, " N"],
-    row_length: int,
+    pack_length: int,
     loss_chunk: int,
 ) -> int:
     """Losses that a row may hold: the output head is computed for so many, filled or not."""
-    mean = row_length * loss_lengths.sum() / lengths.sum()
+    mean = pack_length * loss_lengths.sum() / lengths.sum()
     least = max(int(loss_lengths.max()), math.ceil(_SPARE_LOSSES * mean))
-    return _round_up(least, _chunk(loss_chunk, row_length))
+    return _round_up(least, _chunk(loss_chunk, pack_length))
 
 
-def _chunk(loss_chunk: int, row_length: int) -> int:
+def _chunk(loss_chunk: int, pack_length: int) -> int:
     """`loss_chunk`, or less in short rows, where it would be much of a row."""
-    return min(loss_chunk, max(16, row_length // 8 // 16 * 16))
+    return min(loss_chunk, max(16, pack_length // 8 // 16 * 16))
 
 
 def _pack(
     order: Int[np.ndarray, " M"],
     lengths: Int[np.ndarray, " N"],
     loss_lengths: Int[np.ndarray, " N"],
-    row_length: int,
+    pack_length: int,
     row_losses: int,
 ) -> Iterator[list[int]]:
     """Best-fit in a stream: each sequence goes to the fullest open row that takes it.
@@ -252,7 +252,7 @@ def _pack(
         else:
             if len(open_rows) == OPEN_ROWS:
                 yield rows.pop(open_rows.pop(0) & mask)
-            entry = (row_length << 32) + number
+            entry = (pack_length << 32) + number
             rows[number], losses_left[number] = [], row_losses
         entry -= length << 32
         row = entry & mask

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Int, Int8
 from jinja2.exceptions import TemplateError
 
-from rmr1_jax.data.catalogue import Row, RowSource, open_source
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.files import decode_row, row_text
-from rmr1_jax.data.sources import Rejects
+from rmr1_jax.data.preference_file import Rejects
+from rmr1_jax.data.row_files import decode_row, row_text
+from rmr1_jax.data.sources import Row, RowSource, open_source
 from rmr1_jax.data.token_cache import AT_A_TIME, Lengths
 from rmr1_jax.data.tokenize import chat_text, check_template
 from rmr1_jax.data.traces import TRACES

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int8, UInt8, UInt64
 
-from rmr1_jax.data.duplicates import near_duplicates
-from rmr1_jax.data.survey import NO_EXAMPLE, Facts, Status
+from rmr1_jax.data.dedup import near_duplicates
+from rmr1_jax.data.scan import NO_EXAMPLE, RowStats, Status
 from rmr1_jax.errors import UserError
 
 SPLITS = ("train", "validation", "distillation")
@@ -45,7 +45,7 @@ class Plan:
         return int(np.sum(self.split != _NOWHERE))
 
 
-def make_plan(facts: Facts, choices: Choices) -> Plan:
+def make_plan(facts: RowStats, choices: Choices) -> Plan:
     """Decide about every row; the same facts and choices always give the same plan.
 
     A duplicate counts as one even if it is contaminated or too long as well, and the earliest row
@@ -71,7 +71,7 @@ def make_plan(facts: Facts, choices: Choices) -> Plan:
     return Plan(status, split, _labels(facts, kept, choices.balance))
 
 
-def _without_duplicates(facts: Facts, choices: Choices) -> UInt8[np.ndarray, " N"]:
+def _without_duplicates(facts: RowStats, choices: Choices) -> UInt8[np.ndarray, " N"]:
     status = np.array(facts["status"])
     examples = np.flatnonzero(~np.isin(status, NO_EXAMPLE))
     if choices.exact_duplicates:
@@ -86,7 +86,7 @@ def _without_duplicates(facts: Facts, choices: Choices) -> UInt8[np.ndarray, " N
     return status
 
 
-def repeated_ids(facts: Facts) -> Bool[np.ndarray, " N"]:
+def repeated_ids(facts: RowStats) -> Bool[np.ndarray, " N"]:
     """Rows whose source and id an earlier row has too."""
     again = np.ones(len(facts), bool)
     again[np.unique(facts["lot"], return_index=True)[1]] = False
@@ -104,7 +104,7 @@ def _number(name: str, wanted: float, available: int) -> int:
     return number
 
 
-def _labels(facts: Facts, kept: np.ndarray, balance: str) -> UInt8[np.ndarray, " N"]:
+def _labels(facts: RowStats, kept: np.ndarray, balance: str) -> UInt8[np.ndarray, " N"]:
     """As published (mix_data.py), "alternate" counts the records of all sources in one go: the
     first has its chosen response as A, the second as B. Rendered prompts stay as they are."""
     labels = np.zeros(len(facts), np.uint8)

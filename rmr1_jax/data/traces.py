@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmr1_jax.data.catalogue import open_source
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.files import decode_row, row_text
-from rmr1_jax.data.sources import Rejects, RejectsFile
-from rmr1_jax.data.store import ExampleStore, StoreWriter, is_complete
+from rmr1_jax.data.preference_file import Rejects, RejectsFile
+from rmr1_jax.data.preference_store import ExampleStore, StoreWriter, is_complete
+from rmr1_jax.data.row_files import decode_row, row_text
+from rmr1_jax.data.sources import open_source
 from rmr1_jax.data.token_cache import Examples
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import JudgePrompt, RecordError, chain_of_rubrics, load_prompt, reasoning

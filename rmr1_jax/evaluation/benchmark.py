@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rmr1_jax.data.sources import Rejects
+from rmr1_jax.data.preference_file import Rejects
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.item import Item
 from rmr1_jax.evaluation.record import Record, Rule

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from rmr1_jax.evaluation.record import Record
 from rmr1_jax.evaluation.report_samples import read_items
-from rmr1_jax.evaluation.store import Results
+from rmr1_jax.evaluation.results import Results
 from rmr1_jax.evaluation.templates import STYLE, render, source
 from rmr1_jax.judging import Message, Preference, Side, combine_orders, unswap
 from rmr1_jax.judging.markup import highlighted

@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rmr1_jax.atomic import write_whole
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation import report_published, report_scores
 from rmr1_jax.evaluation.charts import Plot, Point, plot
@@ -28,9 +27,10 @@ from rmr1_jax.evaluation.report_samples import (
     sample,
 )
 from rmr1_jax.evaluation.report_scores import Number
-from rmr1_jax.evaluation.store import SCORES, Results
+from rmr1_jax.evaluation.results import SCORES, Results
 from rmr1_jax.evaluation.templates import STYLE, render, source
 from rmr1_jax.evaluation.votes import outcome
+from rmr1_jax.io.atomic_write import atomic_write
 
 REPORT = "report.html"
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
@@ -87,7 +87,7 @@ def write_report(output: Path, *, samples: int = 1000) -> Path:
         data=embedded(carried) if carried["samples"] else "",
         sampled=sampled,
     )
-    return write_whole(output / REPORT, text)
+    return atomic_write(output / REPORT, text)
 
 
 def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int = 1000) -> Path:
@@ -107,7 +107,7 @@ def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int
     records = [each.read(rule) for each in results]
     names = _names(outputs)
     compared = compare(list(zip(names, records, strict=True)), rule=rule)
-    write_whole(
+    atomic_write(
         destination / COMPARISON,
         json.dumps(compared, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )
@@ -120,7 +120,7 @@ def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int
         sampled=sampled,
         **comparison_view(compared),
     )
-    return write_whole(destination / COMPARISON_PAGE, text)
+    return atomic_write(destination / COMPARISON_PAGE, text)
 
 
 def _render(template: str, **context: Any) -> str:

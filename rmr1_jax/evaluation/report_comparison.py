@@ -21,7 +21,7 @@ from rmr1_jax.evaluation.report_scores import (
     points,
     title,
 )
-from rmr1_jax.evaluation.store import Results
+from rmr1_jax.evaluation.results import Results
 from rmr1_jax.evaluation.votes import Judgement
 
 

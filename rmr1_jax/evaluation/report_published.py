@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rmr1_jax.evaluation.published import (
+from rmr1_jax.evaluation.published_scores import (
     PUBLISHED,
     REWARDBENCH_ROWS,
     RM_BENCH_CORRECTED_ROWS,

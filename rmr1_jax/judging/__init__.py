@@ -15,7 +15,6 @@ from rmr1_jax.judging.prompts import (
     load_prompt,
     reasoning,
 )
-from rmr1_jax.judging.reward import reward
 from rmr1_jax.judging.verdict import (
     Answer,
     Problem,
@@ -25,6 +24,7 @@ from rmr1_jax.judging.verdict import (
     accepted_by_distillation,
     answer,
     parse,
+    reward,
 )
 from rmr1_jax.judging.voting import Orders, Vote, combine_orders, majority, unswap
 

@@ -78,6 +78,15 @@ def answer(text: str, window: Window) -> Answer:
     return Answer(None, "none")
 
 
+def reward(text: str, label: str) -> float:
+    """+1 if the trace ends with the labelled verdict alone, else -1 (paper §2; lm_as_judge.py).
+
+    `text` is the decoded response with its special tokens: they count towards the 80 characters.
+    `label` is "A" or "B" (or "model_a", "model_b"); any other raises UserError.
+    """
+    return 1.0 if answer(text, "reward").verdict == parse_label(label) else -1.0
+
+
 def accepted_by_distillation(text: str, label: str) -> bool:
     """The published rule for keeping a distilled trace: the labelled verdict is near its end.
 

@@ -24,9 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.adapted import LORA, load_adapted, load_adapters, read_lora
-from rmr1_jax.models.config import ModelConfig, load_hf_config, read_json
-from rmr1_jax.models.directories import read_marker, replace_directory
+from rmr1_jax.io.whole_directory import read_marker, replace_directory
 from rmr1_jax.models.gguf import gguf_config, load_gguf
 from rmr1_jax.models.gguf_tokenizer import write_gguf_tokenizer
 from rmr1_jax.models.huggingface import (
@@ -34,17 +32,19 @@ from rmr1_jax.models.huggingface import (
     has_tokenizer,
     load_huggingface,
     parse_dtype,
-    write_companions,
+    write_sidecar_files,
 )
-from rmr1_jax.models.mismatch import refuse_mismatch
-from rmr1_jax.models.tensors import default_sharding, flatten, nest, tensors_of
+from rmr1_jax.models.lora_checkpoint import LORA, load_adapters, load_lora_checkpoint, read_lora
+from rmr1_jax.models.model_config import ModelConfig, load_hf_config, read_json
+from rmr1_jax.models.shape_check import check_shapes
+from rmr1_jax.models.weight_map import default_sharding, flatten, nest, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Format = Literal["huggingface", "gguf", "orbax", "adapters"]
 WEIGHTS = "weights"
-CHECKPOINTS, COMPANIONS = "checkpoints", "model"
+CHECKPOINTS, SIDECAR_FILES = "checkpoints", "model"
 ENDS = 1 << 16  # bytes of each end of a file that a fingerprint reads
 
 
@@ -63,10 +63,10 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
     marker = read_marker(path)
     if marker is not None and marker.get("format") == "orbax":
         return "orbax", path
-    if (path / COMPANIONS).is_dir() and (path / CHECKPOINTS).is_dir():
+    if (path / SIDECAR_FILES).is_dir() and (path / CHECKPOINTS).is_dir():
         path = _latest_checkpoint(path / CHECKPOINTS)
     if path.absolute().parent.name == CHECKPOINTS and (path / WEIGHTS).is_dir():
-        return ("adapters" if (companions(path) / LORA).is_file() else "orbax"), path
+        return ("adapters" if (sidecar_files(path) / LORA).is_file() else "orbax"), path
     files = sorted(path.glob("*.gguf"))
     if not files or any(path.glob("*.safetensors")):
         return "huggingface", path
@@ -89,8 +89,8 @@ def fingerprint(path: str | Path) -> str:
     _, place = recognise(path)
     digest = hashlib.sha256()
     files = [place] if place.is_file() else sorted(place.rglob("*"))
-    if place.is_dir() and companions(place) != place:
-        files += sorted(companions(place).rglob("*"))
+    if place.is_dir() and sidecar_files(place) != place:
+        files += sorted(sidecar_files(place).rglob("*"))
     for file in files:
         if not file.is_file() or file.name.startswith("."):
             continue
@@ -110,10 +110,10 @@ def _latest_checkpoint(directory: Path) -> Path:
     return directory / str(max(steps))
 
 
-def companions(place: Path) -> Path:
+def sidecar_files(place: Path) -> Path:
     """The directory with what lies beside the weights: that of a run is shared by its steps."""
     parent = place.absolute().parent
-    return parent.parent / COMPANIONS if parent.name == CHECKPOINTS else place
+    return parent.parent / SIDECAR_FILES if parent.name == CHECKPOINTS else place
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -121,7 +121,7 @@ def load_config(path: str | Path) -> ModelConfig:
     kind, place = recognise(path)
     if kind == "gguf":
         return gguf_config(place)
-    place = companions(place)
+    place = sidecar_files(place)
     return ModelConfig.from_hf(load_hf_config(place), source=str(place / "config.json"))
 
 
@@ -139,10 +139,10 @@ def load_model(
     """
     kind, place = recognise(path)
     if kind == "adapters":
-        lora, base = read_lora(companions(place))
+        lora, base = read_lora(sidecar_files(place))
         with quiet_orbax():
             adapters = load_adapters(place / WEIGHTS, load_config(place), lora)
-        return load_adapted(
+        return load_lora_checkpoint(
             adapters,
             base,
             partial(load_model, dtype=dtype, shardings=shardings, on_read=on_read),
@@ -154,7 +154,7 @@ def load_model(
 def stop_token_ids(path: str | Path) -> tuple[int, ...]:
     """The tokens that end an answer: those of generation_config.json, else those of the config."""
     kind, place = recognise(path)
-    place = companions(place)
+    place = sidecar_files(place)
     file = place / "generation_config.json"
     listed = read_json(file).get("eos_token_id") if kind != "gguf" and file.is_file() else None
     if listed is None:
@@ -166,7 +166,7 @@ def stop_token_ids(path: str | Path) -> tuple[int, ...]:
 def prompt_of(path: str | Path) -> str | None:
     """The judge prompt that a checkpoint brings: a file of its own, or a name in its config."""
     kind, place = recognise(path)
-    file = companions(place) / PROMPT_FILE
+    file = sidecar_files(place) / PROMPT_FILE
     if kind != "gguf" and file.is_file():
         return str(file)
     return load_config(path).prompt or None
@@ -205,7 +205,7 @@ def tokenizer_directory(path: str | Path) -> Iterator[Path]:
     """A directory with the tokenizer files of a checkpoint: its own, or a temporary one (GGUF)."""
     kind, place = recognise(path)
     if kind != "gguf":
-        yield companions(place)
+        yield sidecar_files(place)
         return
     with tempfile.TemporaryDirectory() as directory:
         write_gguf_tokenizer(place, directory)
@@ -229,7 +229,7 @@ def save_weights(
     stored = np.dtype(params["embed"]["embedding"].dtype)
     about = {"format": "orbax", "extra": dict(extra or {})}
     with replace_directory(Path(directory), about) as temporary:
-        write_companions(temporary, config, stored, tokenizer_from)
+        write_sidecar_files(temporary, config, stored, tokenizer_from)
         try:
             with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, dict(params))
@@ -261,7 +261,7 @@ def load_weights(
     try:
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_arrays(checkpointer, directory)
-            refuse_mismatch(
+            check_shapes(
                 f"the weights in {directory} do not fit its config.json",
                 {tensor.path: tensor.shape(config) for tensor in tensors_of(config)},
                 {path: tuple(array.shape) for path, array in stored.items()},

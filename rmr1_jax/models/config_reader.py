@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ARCHITECTURES, PROMPT_KEY, ModelConfig, RopeConfig, RopeType
+from rmr1_jax.models.model_config import (
+    ARCHITECTURES,
+    PROMPT_KEY,
+    ModelConfig,
+    RopeConfig,
+    RopeType,
+)
 
 # What the transformers config class of each type assumes for a key that config.json leaves out.
 _QWEN_DEFAULTS: dict[str, Any] = {

@@ -10,11 +10,11 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ARCHITECTURES, ModelConfig
 from rmr1_jax.models.huggingface import parse_dtype
-from rmr1_jax.models.mismatch import refuse_mismatch
+from rmr1_jax.models.model_config import ARCHITECTURES, ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
-from rmr1_jax.models.tensors import Tensor, assemble, tensors_of
+from rmr1_jax.models.shape_check import check_shapes
+from rmr1_jax.models.weight_map import Tensor, assemble, tensors_of
 
 # Frequency divisors that llama.cpp stores in place of the numbers of `llama3` rope scaling.
 ROPE_DIVISORS = "rope_freqs.weight"
@@ -41,7 +41,7 @@ def load_gguf(
         for tensor in tensors_of(config)
         for layer in tensor.layers(config)
     }
-    refuse_mismatch(
+    check_shapes(
         f"the weights in {file} do not fit its metadata",
         expected,
         {name: _shape(tensor) for name, tensor in stored.items() if name != ROPE_DIVISORS},

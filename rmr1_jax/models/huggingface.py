@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ModelConfig, load_hf_config
-from rmr1_jax.models.directories import replace_directory
-from rmr1_jax.models.mismatch import refuse_mismatch
-from rmr1_jax.models.shards import (
+from rmr1_jax.io.whole_directory import replace_directory
+from rmr1_jax.models.model_config import ModelConfig, load_hf_config
+from rmr1_jax.models.safetensors_files import (
     DTYPES,
     OutgoingTensor,
     StoredTensor,
@@ -25,7 +24,8 @@ from rmr1_jax.models.shards import (
     read_window,
     write_shards,
 )
-from rmr1_jax.models.tensors import Tensor, assemble, count_parameters, flatten, tensors_of
+from rmr1_jax.models.shape_check import check_shapes
+from rmr1_jax.models.weight_map import Tensor, assemble, count_parameters, flatten, tensors_of
 
 # The system message that a model was trained to judge with, where it is none of the built-in ones.
 PROMPT_FILE = "judge_prompt.txt"
@@ -107,7 +107,7 @@ def _refuse_other_tensors(
         for name, tensor in stored.items()
         if name in expected or not _harmless(name)
     }
-    refuse_mismatch(
+    check_shapes(
         f"the weights in {directory} do not fit its config.json",
         expected,
         found,
@@ -154,7 +154,7 @@ def save_huggingface(
     ]
     shards = plan_shards(outgoing, stored, parse_size(max_shard_size))
     with replace_directory(Path(directory), {"format": "huggingface"}) as temporary:
-        write_companions(temporary, config, stored, tokenizer_from, generation_config)
+        write_sidecar_files(temporary, config, stored, tokenizer_from, generation_config)
         card = _model_card(config, stored) if model_card is None else model_card
         (temporary / "README.md").write_text(card, encoding="utf-8")
         write_shards(temporary, shards, stored, on_write)
@@ -180,7 +180,7 @@ def _foreign_values(leaf: Any, tensor: Tensor, layer: int, config: ModelConfig) 
     return values.reshape(shape[::-1]).T if tensor.transposed else values.reshape(shape)
 
 
-def write_companions(
+def write_sidecar_files(
     directory: Path,
     config: ModelConfig,
     dtype: np.dtype,

@@ -1,10 +1,10 @@
 """Keys and values of decoding, one pair of arrays a layer, updated in place.
 
 Prompts and responses lie apart. A prompt is stored once for the whole group that answers it (a
-*lane*). Responses lie in a ring of columns that all slots write at one shared cursor: a slot that
-is refilled starts wherever the cursor stands, its first token is simply its oldest column. So every
-step writes one uniform column (a dynamic-update-slice in place, no scatter), and any slot can be
-refilled at any time.
+*prompt slot*). Responses lie in a ring of columns that all slots write at one shared write
+position: a slot that is refilled starts wherever the write position stands, its first token is
+simply its oldest column. So every step writes one uniform column (a dynamic-update-slice in place,
+no scatter), and any slot can be refilled at any time.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """B lanes or slots, C columns. Keys lie transposed (`ops.attention.partial_attention`)."""
+    """B prompt slots or slots, C columns. Keys lie transposed (`partial_attention`)."""
 
     key: Float[Array, "B K H C"]
     value: Float[Array, "B K C H"]
@@ -58,10 +58,10 @@ def read_row(cache: LayerCache, row: Int[Array, ""]) -> LayerCache:
     return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0) for x in cache))
 
 
-def resize_ring(
-    cache: KVCache, cursor: Int[Array, ""], columns: int, rows: Int[Array, "S2"]
+def resize_cache(
+    cache: KVCache, write_position: Int[Array, ""], columns: int, rows: Int[Array, "S2"]
 ) -> tuple[KVCache, Int[Array, ""]]:
-    """Copy the given slots into a ring of another size; `cursor` is the next column to write.
+    """Copy the given slots into a ring of another size; `write_position` is the next column.
 
     The newest column becomes column min(old, new) - 1. A smaller ring keeps the newest columns.
     """
@@ -69,11 +69,11 @@ def resize_ring(
     kept = min(old, columns)
 
     def move(x: Array, axis: int) -> Array:
-        oldest_first = jnp.roll(x[rows], -cursor, axis)
+        oldest_first = jnp.roll(x[rows], -write_position, axis)
         return fit(jax.lax.slice_in_dim(oldest_first, old - kept, old, axis=axis), columns, axis)
 
     moved = tuple(LayerCache(move(layer.key, 3), move(layer.value, 2)) for layer in cache)
-    return moved, jnp.full_like(cursor, kept % columns)
+    return moved, jnp.full_like(write_position, kept % columns)
 
 
 def fit_columns(cache: KVCache, columns: int) -> KVCache:

@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models import transformer
-from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.tensors import flatten, nest
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
+from rmr1_jax.models.weight_map import flatten, nest
 from rmr1_jax.ops.attention import matmul_precision
 
 # The projections that can have an adapter, and how many of their kernel's axes (after L) are input.

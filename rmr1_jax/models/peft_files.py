@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.directories import replace_directory
+from rmr1_jax.io.whole_directory import replace_directory
 from rmr1_jax.models.huggingface import write_json
 from rmr1_jax.models.lora import TARGETS
-from rmr1_jax.models.shards import OutgoingTensor, write_shards
-from rmr1_jax.models.tensors import TENSORS, flatten
+from rmr1_jax.models.safetensors_files import OutgoingTensor, write_shards
+from rmr1_jax.models.weight_map import TENSORS, flatten
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

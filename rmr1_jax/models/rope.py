@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ModelConfig, RopeConfig
+from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 
 Frequencies = Float32[np.ndarray, "half_head"]
 

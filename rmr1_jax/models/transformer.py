@@ -15,12 +15,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
 from rmr1_jax.ops.attention import matmul_precision
+from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import HeadLayout
 from rmr1_jax.ops.packed_attention import KEPT, PackedAttention, packed_attention
-from rmr1_jax.ops.placement import Constrain, unconstrained
 
 Params = dict[str, Any]
 Attend = Callable[
@@ -237,7 +237,7 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        branches: Int[Array, "B T"] | None = None,
+        response_ids: Int[Array, "B T"] | None = None,
         *,
         remat: Remat = "none",
         constrain: Constrain = unconstrained,
@@ -249,7 +249,7 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token in its segment; 0..T-1 when absent.
           segment_ids: tokens attend only within their own id; all one segment when absent.
-          branches: where a segment is a prompt with several responses: 0 in the prompt, and the
+          response_ids: where a segment is a prompt with several responses: 0 in the prompt, and the
             number of the response, which sees the prompt and none of the others.
           remat: what the backward pass computes again instead of keeping: nothing, all but the
             matrix products, or every layer from its input.
@@ -267,7 +267,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, weights)(x, rope, attend, constrain), None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
-            return attention(query, key, value, segment_ids, branches)
+            return attention(query, key, value, segment_ids, response_ids)
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=POLICIES[remat], prevent_cse=False)
@@ -306,7 +306,7 @@ def parameter(
     dtype: DTypeLike,
     layers: int | None,
 ) -> nnx.Param:
-    """A parameter that carries the logical names of its axes (`parallel/rules.py` maps them)."""
+    """A parameter with the logical names of its axes (see `distributed/sharding_rules.py`)."""
     axes = tuple(shape) if layers is None else ("layers", *shape)
     sizes = tuple(shape.values()) if layers is None else (layers, *shape.values())
     return nnx.Param(initializer(rngs.params(), sizes, dtype), logical_axes=axes)

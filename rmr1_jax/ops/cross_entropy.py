@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.ops.attention import matmul_precision
-from rmr1_jax.ops.placement import Constrain, unconstrained
+from rmr1_jax.ops.constrain import Constrain, unconstrained
 
 # How the output head lies: [V, D] where it is the embedding table (tied), [D, V] where it is not.
 HeadLayout = Literal["VD", "DV"]

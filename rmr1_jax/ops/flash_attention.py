@@ -1,7 +1,8 @@
 """`packed_attention` for TPU: the same numbers from two Pallas kernels (`ops/flash_kernels.py`).
 
-Which pairs of blocks meet is found per row, from its segments and branches, before a kernel runs;
-the kernels walk that list and no more. On a mesh each device attends for its own rows and heads.
+Which pairs of blocks meet is found per row, from its segments and response_ids, before a kernel
+runs; the kernels walk that list and no more. On a mesh each device attends for its own rows and
+heads.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def flash_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
-    branches: Int[Array, "B T"] | None = None,
+    response_ids: Int[Array, "B T"] | None = None,
     *,
     split: Split | None = None,
     vmem: int = _SMALL,
@@ -64,7 +65,7 @@ def flash_attention(
       key: of each token.
       value: of each token.
       segment_ids: ascending from 1, then 0 for padding.
-      branches: 0 for a segment's prompt, and its responses ascending from 1.
+      response_ids: 0 for a segment's prompt, and its responses ascending from 1.
       split: how the arrays are split over a mesh; whole on one device when absent.
       vmem: on-chip memory of a core, in bytes.
       block: positions a block, a multiple of 128; by default what the memory suggests. No more
@@ -78,14 +79,14 @@ def flash_attention(
     if segment_ids is None:
         segment_ids = jnp.ones((B, T), jnp.int32)
     segment_ids = pad(segment_ids)
-    if branches is not None:
-        branches = pad(branches)
-        segment_ids = padding_apart(segment_ids, branches)
+    if response_ids is not None:
+        response_ids = pad(response_ids)
+        segment_ids = padding_apart(segment_ids, response_ids)
     inputs = _Inputs(
         pad(query).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 4, 1),
         pad(key).transpose(0, 2, 3, 1),
         pad(value).transpose(0, 2, 3, 1),
-        Ids(segment_ids, branches),
+        Ids(segment_ids, response_ids),
     )
     # The compiler wants some for itself.
     plan = _Plan(Sizes(block, vmem * 7 // 8, interpret), split)
@@ -174,13 +175,13 @@ def _stripes(blocks: int, G: int, H: int, itemsize: int, sizes: Sizes) -> int:
 
 def block_pairs(ids: Ids, block: int, stripes: int) -> Pairs:
     """The pairs of blocks of each row in which some query sees a key, keys cut into stripes."""
-    segments, branches = ids
+    segments, response_ids = ids
 
-    def live_of_row(segments: Array, branches: Array | None) -> Array:
-        branches = None if branches is None else branches[None]
-        return live_pairs(segments[None], branches, block)[2]
+    def live_of_row(segments: Array, response_ids: Array | None) -> Array:
+        response_ids = None if response_ids is None else response_ids[None]
+        return live_pairs(segments[None], response_ids, block)[2]
 
-    live = jax.vmap(live_of_row)(segments, branches)
+    live = jax.vmap(live_of_row)(segments, response_ids)
     i, j = jnp.tril_indices(segments.shape[1] // block)
     per_stripe = segments.shape[1] // block // stripes
     bits = jnp.where(_seen_whole(ids, block) & (i != j), WHOLE, PARTIAL)
@@ -213,7 +214,7 @@ def _seen_whole(ids: Ids, block: int) -> Bool[Array, "B P"]:
         return (low[:, i] == high[:, i]) & (low[:, j] == high[:, j]) & (low[:, i] == low[:, j])
 
     whole = same(*ends(ids.segments))
-    if ids.branches is not None:
-        low, high = ends(ids.branches)
+    if ids.response_ids is not None:
+        low, high = ends(ids.response_ids)
         whole &= same(low, high) | ((low[:, j] == 0) & (high[:, j] == 0))
     return whole

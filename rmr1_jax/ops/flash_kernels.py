@@ -37,10 +37,10 @@ class Pairs(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """Of segments, and of branches where there are any."""
+    """Of segments, and of responses where there are any."""
 
     segments: Int[Array, "B T"]
-    branches: Int[Array, "B T"] | None
+    response_ids: Int[Array, "B T"] | None
 
 
 class Sizes(NamedTuple):
@@ -64,7 +64,7 @@ def forward(
     of = _Specs(sizes.block, G, H)
     stats = jax.ShapeDtypeStruct((B, K, G, 1, T), jnp.float32)
     return _call(
-        partial(_forward_kernel, sizes.block, ids.branches is not None),
+        partial(_forward_kernel, sizes.block, ids.response_ids is not None),
         "flash_forward",
         pairs,
         sizes,
@@ -112,7 +112,7 @@ def backward(
     # Parts of several stripes are added up later.
     by_query_type = query.dtype if Z == 1 else jnp.float32
     return _call(
-        partial(_backward_kernel, sizes.block, ids.branches is not None),
+        partial(_backward_kernel, sizes.block, ids.response_ids is not None),
         "flash_backward",
         pairs,
         sizes,
@@ -294,7 +294,7 @@ class _Specs:
         self._rows = pl.BlockSpec((1, 1, block), lambda b, k, z, p, i, j, bits: (b, 0, i[b, z, p]))
 
     def ids(self, ids: Ids) -> list[tuple[Array, pl.BlockSpec]]:
-        """Segments of keys and of queries, and their branches."""
+        """Segments of keys and of queries, and their responses."""
         given = [array for array in ids if array is not None]
         return [
             part

@@ -28,7 +28,7 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 128, 512
 KEPT = "packed_attention"
 
 
-# How a model attends: query, key, value, segment ids, branches, as for `packed_attention`.
+# How a model attends: query, key, value, segment ids, response_ids, as for `packed_attention`.
 PackedAttention = Callable[
     [
         Float[Array, "B T N H"],
@@ -48,7 +48,7 @@ class _Inputs(NamedTuple):
     key: Float[Array, "B K T H"]
     value: Float[Array, "B K T H"]
     segment_ids: Int[Array, "B T"] | None
-    branches: Int[Array, "B T"] | None
+    response_ids: Int[Array, "B T"] | None
 
 
 def packed_attention(
@@ -56,15 +56,15 @@ def packed_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
-    branches: Int[Array, "B T"] | None = None,
+    response_ids: Int[Array, "B T"] | None = None,
     *,
     block: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Each token attends to itself and to the earlier tokens of its row with the same segment id.
 
-    With branches, only to those of branch 0 and of its own. Softmax and sums are fp32; the result
-    has the dtype of `query`. N is a multiple of K. Padding is a segment like any other, so its
-    results are finite.
+    With response_ids, only to those of branch 0 and of its own. Softmax and sums are fp32; the
+    result has the dtype of `query`. N is a multiple of K. Padding is a segment like any other, so
+    its results are finite.
 
     Args:
       query: with rotary positions applied, as `key`.
@@ -72,7 +72,8 @@ def packed_attention(
       value: of each token.
       segment_ids: ascending from 1, then 0 for padding; any others give the same, only slower. All
         one segment when absent.
-      branches: 0 for a segment's prompt, and its responses ascending from 1 through the row; any
+      response_ids: 0 for a segment's prompt, and its responses ascending from 1 through the row;
+      any
         others give the same, only slower. Padding (segment 0) then sees nothing but itself.
       block: positions a block, by default what suits the platform.
     """
@@ -83,26 +84,26 @@ def packed_attention(
         query, key, value = (
             jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (query, key, value)
         )
-        segment_ids, branches = (
+        segment_ids, response_ids = (
             None if ids is None else jnp.pad(ids, ((0, 0), (0, padding)))
-            for ids in (segment_ids, branches)
+            for ids in (segment_ids, response_ids)
         )
-    if branches is not None:
-        segment_ids = padding_apart(segment_ids, branches)
+    if response_ids is not None:
+        segment_ids = padding_apart(segment_ids, response_ids)
     by_group = query.reshape(B, -1, K, N // K, H).transpose(0, 2, 1, 3, 4)
     inputs = _Inputs(
         by_group.reshape(B, K, -1, H),
         key.swapaxes(1, 2),
         value.swapaxes(1, 2),
         segment_ids,
-        branches,
+        response_ids,
     )
     attended = _attention(block, inputs).reshape(by_group.shape).transpose(0, 2, 1, 3, 4)
     return attended.reshape(B, -1, N, H)[:, :T]
 
 
 def live_pairs(
-    segment_ids: Int[Array, "B T"], branches: Int[Array, "B T"] | None, block: int
+    segment_ids: Int[Array, "B T"], response_ids: Int[Array, "B T"] | None, block: int
 ) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"], Bool[Array, " pairs"]]:
     """Query blocks i, key blocks j <= i of each, and whether some query of i may see a key of j.
 
@@ -117,22 +118,22 @@ def live_pairs(
     ids = in_blocks(jnp.where(segment_ids == 0, highest, segment_ids))
     low, high = ids.min(-1), ids.max(-1)
     live = (low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i])
-    if branches is not None:
-        of_blocks = in_blocks(branches)
+    if response_ids is not None:
+        of_blocks = in_blocks(response_ids)
         prompt, high = (of_blocks == 0).any(-1), of_blocks.max(-1)
         # Where there is no response, the lowest is above the highest: it overlaps with none.
-        low = jnp.where(of_blocks == 0, jnp.iinfo(branches.dtype).max, of_blocks).min(-1)
+        low = jnp.where(of_blocks == 0, jnp.iinfo(response_ids.dtype).max, of_blocks).min(-1)
         live &= prompt[:, j] | ((low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i]))
     return i, j, live.any(0)
 
 
-def padding_apart(segment_ids: Array | None, branches: Array) -> Array:
+def padding_apart(segment_ids: Array | None, response_ids: Array) -> Array:
     """The segment ids with one of its own for each token of padding, above all others.
 
     A batch of groups may have long tails of padding, whose blocks otherwise would all meet.
     """
     if segment_ids is None:
-        return jnp.ones_like(branches)
+        return jnp.ones_like(response_ids)
     T = segment_ids.shape[1]
     own = jnp.iinfo(segment_ids.dtype).max - T + jnp.arange(T, dtype=segment_ids.dtype)
     return jnp.where(segment_ids == 0, own, segment_ids)
@@ -255,7 +256,7 @@ def _for_live_pairs(
         i, j = jnp.tril_indices(blocks)
         count: int | Array = i.size
     else:
-        i, j, live = live_pairs(inputs.segment_ids, inputs.branches, block)
+        i, j, live = live_pairs(inputs.segment_ids, inputs.response_ids, block)
         (order,) = jnp.nonzero(live, size=i.size, fill_value=0)
         i, j, count = i[order], j[order], live.sum()
     return jax.lax.fori_loop(0, count, lambda at, state: pair(i[at], j[at], state), state)
@@ -263,7 +264,7 @@ def _for_live_pairs(
 
 def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B K R S"]:
     """Of query block i for key block j; masked where a query may not see a key."""
-    rows, key, _, segment_ids, branches = inputs
+    rows, key, _, segment_ids, response_ids = inputs
     groups = rows.shape[2] // key.shape[2]
     queries, keys = _take(rows, i, block * groups), _take(key, j, block)
     scores = _product(rows.dtype)("bkrh,bksh->bkrs", queries, keys) * rows.shape[-1] ** -0.5
@@ -272,8 +273,8 @@ def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B 
     if segment_ids is not None:
         of_queries, of_keys = _ids(segment_ids, i, j, block)
         mask = mask & (of_queries == of_keys)
-    if branches is not None:
-        of_queries, of_keys = _ids(branches, i, j, block)
+    if response_ids is not None:
+        of_queries, of_keys = _ids(response_ids, i, j, block)
         mask = mask & ((of_keys == 0) | (of_queries == of_keys))
     return jnp.where(jnp.repeat(mask, groups, axis=1)[:, None], scores, MASKED)
 

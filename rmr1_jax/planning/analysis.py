@@ -15,9 +15,9 @@ from rmr1_jax.planning.estimate import (
     estimate,
 )
 from rmr1_jax.planning.hlo import Instruction, Program, Shape, read_program
-from rmr1_jax.planning.programs import Planned
-from rmr1_jax.planning.walk import Loop
-from rmr1_jax.planning.work import kernel_name, stated_flops
+from rmr1_jax.planning.hlo_flops import kernel_name, stated_flops
+from rmr1_jax.planning.hlo_walk import Loop
+from rmr1_jax.planning.recipe_programs import Planned
 
 # What the attention kernels reach of a chip's peak: cycles of the matrix units over bundles of
 # instructions in the compiled kernels (docs/decisions/027); at most 90 %.
@@ -104,7 +104,7 @@ def analyse(compiled: Compiled, chip: Chip, *, devices_per_slice: int | None = N
 
 
 def is_decode_loop(loop: Loop) -> bool:
-    """The loop that writes a token for every slot (`sampling/engine.py`)."""
+    """The loop that writes a token for every slot (`sampling/decode_loop.py`)."""
     return loop.op_name.endswith("decode/while")
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rmr1_jax.planning.hbm_bytes import COLLECTIVES, starts_collective
 from rmr1_jax.planning.hlo import Computation, Instruction, Program, Shape
-from rmr1_jax.planning.traffic import COLLECTIVES, starts_collective
-from rmr1_jax.planning.walk import Loop, Step, Trips, walk
+from rmr1_jax.planning.hlo_walk import Loop, Step, Trips, walk
 
 _BETWEEN = re.compile(
     r'_xla_megascale_target="?(?P<target>\{[^"]*\})"?,.*?_xla_megascale_transfer_type="(?P<kind>\w+)"'

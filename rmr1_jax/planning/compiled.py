@@ -10,7 +10,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.programs import Planned
+from rmr1_jax.planning.recipe_programs import Planned
 
 # "... required for HLO temporaries (16.43G) exceeds available HBM (15.75G)" and its variants.
 _TOO_BIG = re.compile(r"\(([0-9.]+)([KMGT])\) exceeds available [A-Za-z]+ \(([0-9.]+)([KMGT])\)")

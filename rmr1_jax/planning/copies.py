@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from rmr1_jax.planning.hbm_bytes import HbmTraffic, outputs
 from rmr1_jax.planning.hlo import HBM, Instruction, Program, Shape
-from rmr1_jax.planning.traffic import HbmTraffic, outputs
-from rmr1_jax.planning.walk import Loop, Trips, once, walk
-from rmr1_jax.planning.work import Costs
+from rmr1_jax.planning.hlo_flops import Costs
+from rmr1_jax.planning.hlo_walk import Loop, Trips, once, walk
 
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 
 from rmr1_jax.planning.chips import Chip
 from rmr1_jax.planning.collectives import Collective, collectives_of
+from rmr1_jax.planning.hbm_bytes import HbmTraffic, Reads
 from rmr1_jax.planning.hlo import Instruction, Program
-from rmr1_jax.planning.schedule import Schedule
-from rmr1_jax.planning.traffic import HbmTraffic, Reads
-from rmr1_jax.planning.walk import Branches, Loop, Step, Trips, walk
-from rmr1_jax.planning.work import (
+from rmr1_jax.planning.hlo_flops import (
     GPU_PASSES,
     TPU_PASSES,
     Costs,
@@ -23,6 +21,8 @@ from rmr1_jax.planning.work import (
     kernel_name,
     stated_flops,
 )
+from rmr1_jax.planning.hlo_walk import Branches, Loop, Step, Trips, walk
+from rmr1_jax.planning.overlap import Schedule
 
 # FLOPs of one execution of a kernel, by (the beginning of) its name, or from its instruction.
 Kernels = Mapping[str, float] | Callable[[Instruction], float | None]

@@ -9,17 +9,17 @@ from typing import Any
 import jax
 
 from rmr1_jax.config import GrpoConfig, PlanConfig, SftConfig
-from rmr1_jax.config.plan import PUBLISHED_PAIRS, PUBLISHED_TRACES
+from rmr1_jax.config.plan_config import PUBLISHED_PAIRS, PUBLISHED_TRACES
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import Lora
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.planning.analysis import Analysis, analyse
 from rmr1_jax.planning.chips import CHIPS, Chip
 from rmr1_jax.planning.compiled import Compiled, compile_ahead
-from rmr1_jax.planning.programs import Lengths, programs_of
+from rmr1_jax.planning.recipe_programs import Lengths, programs_of
 from rmr1_jax.planning.topology import Topology, devices_of
-from rmr1_jax.training.placement import make_placement
-from rmr1_jax.training.rollout import ACCELERATOR_SLOTS
+from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS
+from rmr1_jax.training.sharding_plan import make_sharding_plan
 
 Recipe = SftConfig | GrpoConfig
 
@@ -91,8 +91,8 @@ class Planner:
         With `until_too_big` it ends at the first program that no chip holds.
         """
         devices = self.devices
-        placement = make_placement(
-            self.model, recipe.mesh, split_sequence=recipe.split_sequence, devices=devices
+        placement = make_sharding_plan(
+            self.model, recipe.mesh, sequence_parallel=recipe.sequence_parallel, devices=devices
         )
         chip = CHIPS[self.topology.chip]
         # A TPU v4 has two devices a chip, others one.
@@ -131,12 +131,12 @@ class Planner:
 def placement_name(recipe: Recipe) -> str:
     """How a recipe is divided, as options."""
     options = [f"--mesh={recipe.mesh or 'fsdp=-1'}", f"--remat={recipe.remat}"]
-    if recipe.split_sequence:
-        options.append("--split_sequence=true")
-    if recipe.micro_rows != 1:
-        options.append(f"--micro_rows={recipe.micro_rows}")
-    if isinstance(recipe, GrpoConfig) and recipe.rollout.slots:
-        options.append(f"--rollout.slots={recipe.rollout.slots}")
+    if recipe.sequence_parallel:
+        options.append("--sequence_parallel=true")
+    if recipe.micro_batch_size != 1:
+        options.append(f"--micro_batch_size={recipe.micro_batch_size}")
+    if isinstance(recipe, GrpoConfig) and recipe.rollout.max_num_seqs:
+        options.append(f"--rollout.max_num_seqs={recipe.rollout.max_num_seqs}")
     return " ".join(options)
 
 
@@ -150,7 +150,7 @@ def variants(recipe: Recipe, model: ModelConfig, topology: Topology) -> list[Rec
         for remat in ("dots", "attention", "full"):
             for split in (False, True) if tensor > 1 else (False,):
                 mesh = f"{outer}fsdp=-1" + (f",tensor={tensor}" if tensor > 1 else "")
-                found.append(replace(recipe, mesh=mesh, remat=remat, split_sequence=split))
+                found.append(replace(recipe, mesh=mesh, remat=remat, sequence_parallel=split))
         tensor *= 2
     return [each for each in found if placement_name(each) != placement_name(recipe)]
 
@@ -158,12 +158,13 @@ def variants(recipe: Recipe, model: ModelConfig, topology: Topology) -> list[Rec
 def smaller(recipe: Recipe) -> list[Recipe]:
     """The recipe with fewer rows at a time, or fewer slots."""
     found: list[Recipe] = []
-    if recipe.micro_rows > 1:
-        found.append(replace(recipe, micro_rows=1))
+    if recipe.micro_batch_size > 1:
+        found.append(replace(recipe, micro_batch_size=1))
     if isinstance(recipe, GrpoConfig):
-        slots = recipe.rollout.slots or ACCELERATOR_SLOTS
+        slots = recipe.rollout.max_num_seqs or ACCELERATOR_SLOTS
         found += [
-            replace(recipe, rollout=replace(recipe.rollout, slots=slots // by)) for by in (2, 4)
+            replace(recipe, rollout=replace(recipe.rollout, max_num_seqs=slots // by))
+            for by in (2, 4)
         ]
     return found
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rmr1_jax.distributed.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.distributed.sharding_rules import DECODING_RULES, axis_sizes, even_rules, shardings
 from rmr1_jax.judging import JudgePrompt, Message, Preference, load_prompt
 from rmr1_jax.models.checkpoint import (
     default_dtype,
@@ -19,15 +21,13 @@ from rmr1_jax.models.checkpoint import (
     load_tokenizer,
     prompt_of,
 )
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
-from rmr1_jax.parallel.mesh import check_mesh, make_mesh, parse_mesh
-from rmr1_jax.parallel.rules import DECODING_RULES, axis_sizes, even_rules, shardings
-from rmr1_jax.sampling.driver import Engine, Request, Sample, Work
-from rmr1_jax.sampling.engine import unstack_layers
-from rmr1_jax.sampling.forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, forced
+from rmr1_jax.sampling.budget_forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, forced
+from rmr1_jax.sampling.decode_loop import unstack_layers
 from rmr1_jax.sampling.judgement import Judgement, Reader, too_long
-from rmr1_jax.sampling.queue import common_length, worth_sharing
+from rmr1_jax.sampling.request_queue import common_length, worth_sharing
+from rmr1_jax.sampling.scheduler import Request, Sample, Scheduler, Work
 
 __all__ = ["Judge", "Judgement", "Progress", "SamplingOptions", "choose_prompt"]
 
@@ -78,7 +78,7 @@ class Judge:
         self.stop_ids = tuple(sorted({*stop_ids, tokenizer.eos_token_id} - {None}))
         self.slots = slots
         self.max_context = min(max_context or config.max_position, config.max_position)
-        self._engines: dict[tuple[int, int, int], Engine] = {}
+        self._engines: dict[tuple[int, int, int], Scheduler] = {}
 
     @classmethod
     def load(
@@ -88,7 +88,7 @@ class Judge:
         prompt: str | None = None,
         mesh: str = "",
         dtype: str = "",
-        slots: int | None = None,
+        max_num_seqs: int | None = None,
         max_context: int | None = None,
     ) -> "Judge":
         """Read a Hugging Face directory, a converted (Orbax) directory or a GGUF file.
@@ -99,7 +99,7 @@ class Judge:
             the checkpoint's config names, else what its chat template tells.
           mesh: for example "data=2,tensor=4"; by default all devices split the slots.
           dtype: compute dtype; by default float32 on CPU, bfloat16 elsewhere.
-          slots: traces written at a time; by default 16 on CPU, 64 elsewhere.
+          max_num_seqs: traces written at a time; by default 16 on CPU, 64 elsewhere.
           max_context: longest prompt and trace, in tokens; by default the model's.
         """
         path = Path(path)
@@ -118,7 +118,7 @@ class Judge:
             prompt_source=source,
             stop_ids=stop_ids,
             mesh=device_mesh,
-            slots=slots or (16 if jax.default_backend() == "cpu" else 64),
+            slots=max_num_seqs or (16 if jax.default_backend() == "cpu" else 64),
             max_context=max_context,
         )
 
@@ -267,7 +267,7 @@ class Judge:
             tokens=tokens,
             max_new_tokens=min(options.max_new_tokens, self.max_context - len(tokens)),
             stop_ids=self.stop_ids,
-            versus=self.reader.versus or (0, 0),
+            compare_ids=self.reader.compare_ids or (0, 0),
             seed=options.seed,
             index=index,
             temperature=options.temperature,
@@ -276,10 +276,10 @@ class Judge:
             min_p=options.min_p,
         )
 
-    def _engine(self, samples: int, slots: int, chunk_steps: int) -> Engine:
+    def _engine(self, samples: int, slots: int, chunk_steps: int) -> Scheduler:
         key = samples, slots, chunk_steps
         if key not in self._engines:
-            self._engines[key] = Engine(
+            self._engines[key] = Scheduler(
                 self.config,
                 self.weights,
                 slots=slots,

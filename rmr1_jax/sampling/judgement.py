@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rmr1_jax.judging import Problem, Side, parse
-from rmr1_jax.sampling.driver import Sample
+from rmr1_jax.sampling.scheduler import Sample
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Reader:
     """Reads what a model has sampled.
 
     Attributes:
-      versus: the tokens by which the verdicts A and B differ, None if it is not one token.
+      compare_ids: the tokens by which the verdicts A and B differ, None if it is not one token.
     """
 
     def __init__(self, tokenizer: Any):
@@ -51,7 +51,7 @@ class Reader:
         a, b = (self.encode(f"<answer>[[{side}]]</answer>") for side in "AB")
         differing = [pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]]
         one_token = len(a) == len(b) and len(differing) == 1
-        self.versus: tuple[int, int] | None = differing[0] if one_token else None
+        self.compare_ids: tuple[int, int] | None = differing[0] if one_token else None
 
     def encode(self, text: str) -> list[int]:
         # A chat template has written the special tokens; adding them again would double the BOS.
@@ -90,9 +90,14 @@ class Reader:
         drawn = bisect_right(
             range(len(sample.tokens)), letter, key=lambda n: len(self.text(sample.tokens[: n + 1]))
         )
-        if self.versus is None or int(sample.tokens[drawn]) != self.versus["AB".index(verdict)]:
+        if (
+            self.compare_ids is None
+            or int(sample.tokens[drawn]) != self.compare_ids["AB".index(verdict)]
+        ):
             return None
-        return 0.5 * (1.0 + math.tanh(float(sample.margins[drawn]) / 2))  # the logistic function
+        return 0.5 * (
+            1.0 + math.tanh(float(sample.logit_diffs[drawn]) / 2)
+        )  # the logistic function
 
 
 def too_long(prompt_tokens: int) -> Judgement:

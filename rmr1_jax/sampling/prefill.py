@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.kv_cache import KVCache, empty_cache, read_row, write
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import (
     Params,
     Transformer,
@@ -19,7 +19,7 @@ from rmr1_jax.models.transformer import (
     with_params,
 )
 from rmr1_jax.ops.attention import PartialAttention, merge, partial_attention
-from rmr1_jax.sampling.state import Counters
+from rmr1_jax.sampling.decode_state import Counters
 
 PREFILL_CHUNK = 256
 

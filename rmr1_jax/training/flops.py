@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.tensors import dimensions, tensors_of
+from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.models.weight_map import dimensions, tensors_of
 
 # Dense bf16 FLOP/s of one device, from the vendors' data sheets.
 PEAK = {

@@ -7,9 +7,9 @@ import jax
 import optax
 from jax.typing import DTypeLike
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.training.placement import Placement, shapes_of, state_shardings
+from rmr1_jax.training.sharding_plan import ShardingPlan, shapes_of, state_shardings
 from rmr1_jax.training.step import Objective, TrainState, initial_state, train_step
 
 
@@ -29,7 +29,7 @@ def make_learner(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     params: Params,
-    placement: Placement,
+    placement: ShardingPlan,
     dtype: DTypeLike,
 ) -> Learner:
     """Moments and gradients lie with `params`: arrays, or shapes with shardings."""

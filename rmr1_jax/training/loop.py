@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import jax
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.metrics import MetricsLog
-from rmr1_jax.training.progress import TrainingProgress
-from rmr1_jax.training.signals import StopSignal
+from rmr1_jax.training.run_checkpoints import RunCheckpoints
 from rmr1_jax.training.step import Metrics, TrainState
+from rmr1_jax.training.stop_signal import StopSignal
+from rmr1_jax.training.training_progress import TrainingProgress
 
 Numbers = dict[str, float | int | None]
 NAMED = 8  # examples named in a message about a batch
@@ -47,7 +47,7 @@ class Job:
       rank_by: the number of a validation that is lowest for the best checkpoint.
       updates: of the optimizer, a step.
       validate_every, save_every, log_every: in steps.
-      max_bad_steps: so many updates in a row that are not finite end the run.
+      max_nonfinite_steps: so many updates in a row that are not finite end the run.
     """
 
     steps: int
@@ -61,7 +61,7 @@ class Job:
     validate_every: int = 0
     save_every: int = 100
     log_every: int = 1
-    max_bad_steps: int = 3
+    max_nonfinite_steps: int = 3
     stop_asked: Callable[[], bool] = lambda: False
     """Set by the loop."""
 
@@ -182,12 +182,12 @@ def _refuse_bad_steps(step: int, metrics: Metrics, job: Job, progress: TrainingP
     progress.say(
         f"step {step}: loss or gradient of an update is not finite, skipped; its batch: {named}"
     )
-    if metrics.bad_steps >= job.max_bad_steps:
+    if metrics.bad_steps >= job.max_nonfinite_steps:
         raise UserError(
             f"the loss or its gradient was not finite in {int(metrics.bad_steps)} updates in a "
             f"row, the last of them in step {step}, whose batch held {named}. These updates "
             "changed no weights. Look at these examples, lower --optimizer.learning_rate, or allow "
-            "more with --max_bad_steps."
+            "more with --max_nonfinite_steps."
         )
 
 

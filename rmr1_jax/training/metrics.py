@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+from rmr1_jax.io.run_directory import METRICS
+
 Numbers = Mapping[str, float | int | None]
 
 

@@ -6,17 +6,21 @@ where every trace weighs the same (as published: spec §3) or every token does. 
 with the batch, and n, the number of traces or of tokens in a step, is their sum.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmr1_jax.data.batch import Batch
+from rmr1_jax.config import SftConfig
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.models.transformer import Remat, Transformer
+from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import target_logprobs
 from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
-from rmr1_jax.ops.placement import Constrain, unconstrained
+from rmr1_jax.training.sharding_plan import ShardingPlan
+from rmr1_jax.training.step import Objective
 
 
 class Sums(NamedTuple):
@@ -82,3 +86,8 @@ def nll(
         verdicts_right=jnp.sum(micro.verdicts & correct, dtype=jnp.float32),
     )
     return loss, sums
+
+
+def sft_objective(config: SftConfig, placement: ShardingPlan) -> Objective:
+    """The negative log-likelihood."""
+    return partial(nll, **placement.objective_options(config.remat))

@@ -25,7 +25,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         peak_value=config.learning_rate,
         warmup_steps=warmup,
         decay_steps=max(steps, warmup + 1),
-        end_value=config.final * config.learning_rate,
+        end_value=config.final_lr_ratio * config.learning_rate,
     )
 
 

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.distributed.sharding_rules import DECODING_RULES, even_rules, shardings
 from rmr1_jax.models.lora import merge
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes
-from rmr1_jax.parallel.rules import DECODING_RULES, even_rules, shardings
-from rmr1_jax.sampling.engine import unstack_layers
-from rmr1_jax.training.placement import Placement
+from rmr1_jax.sampling.decode_loop import unstack_layers
+from rmr1_jax.training.sharding_plan import ShardingPlan
 
 
-def make_reshard(config: ModelConfig, placement: Placement, dtype: DTypeLike) -> Any:
+def make_reshard(config: ModelConfig, placement: ShardingPlan, dtype: DTypeLike) -> Any:
     """One compiled program, params -> params: a run's weights, as the engine wants them.
 
     Adapters are merged in, weights cast to `dtype`, split over `tensor` alone, layers taken apart.
@@ -27,7 +27,7 @@ def make_reshard(config: ModelConfig, placement: Placement, dtype: DTypeLike) ->
     )
 
 
-def decoding_mesh(placement: Placement) -> Mesh | None:
+def decoding_mesh(placement: ShardingPlan) -> Mesh | None:
     """The mesh for an engine; None where there is but one device."""
     return None if placement.mesh.size == 1 else placement.mesh
 
@@ -37,7 +37,7 @@ def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> 
     return unstack_layers(config, merge(params), jnp.dtype(dtype))
 
 
-def decoding_shardings(config: ModelConfig, placement: Placement) -> Any:
+def decoding_shardings(config: ModelConfig, placement: ShardingPlan) -> Any:
     """Where the engine's weights lie: a tree like them, or one sharding for all."""
     if decoding_mesh(placement) is None:
         # Committed to a device, not to a mesh of one: as is what an engine without a mesh returns.

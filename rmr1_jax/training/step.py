@@ -13,8 +13,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.lora import combine
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, Transformer, with_params
 from rmr1_jax.training.optimizer import apply_gradients, wide
 

@@ -11,12 +11,12 @@ import jax
 from jax.typing import DTypeLike
 
 from rmr1_jax.judging import JudgePrompt, Preference
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions
 from rmr1_jax.training.nll import Sums
-from rmr1_jax.training.placement import Placement
 from rmr1_jax.training.resharding import decoding_mesh, make_reshard
+from rmr1_jax.training.sharding_plan import ShardingPlan
 
 Numbers = dict[str, float | int | None]
 
@@ -66,7 +66,7 @@ class VerdictCheck:
     prompt: JudgePrompt
     stop_ids: Sequence[int]
     pairs: Sequence[Preference]
-    placement: Placement
+    placement: ShardingPlan
     dtype: DTypeLike
     max_new_tokens: int
     samples_dir: Path | None = None

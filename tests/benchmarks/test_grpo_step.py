@@ -19,9 +19,9 @@ from benchmarks.decode import Log
 from benchmarks.grpo_peers import engines
 from benchmarks.grpo_peers.conversation import PHASES, Job, Measured, reward
 from benchmarks.grpo_peers.engines import Engine, Step
-from rmr1_jax.data.self_made import write_tokenizer
-from rmr1_jax.data.self_made.tokenizer import self_made_tokenizer, tiny_model_config
 from rmr1_jax.errors import UserError
+from rmr1_jax.toy_task import write_tokenizer
+from rmr1_jax.toy_task.toy_tokenizer import tiny_model_config, toy_tokenizer
 
 JOB = Job(
     model="model",
@@ -61,7 +61,7 @@ class TestJob:
         self, tmp_path: Path
     ) -> None:
         write_tokenizer(tmp_path)
-        config = tiny_model_config(len(self_made_tokenizer()))
+        config = tiny_model_config(len(toy_tokenizer()))
         (tmp_path / "config.json").write_text(json.dumps(config))
         job = grpo_step.make_job(tmp_path, options())
         assert [len(prompt) for prompt in job.prompts] == [230, 247, 265, 282]

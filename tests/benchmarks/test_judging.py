@@ -1,4 +1,4 @@
-"""The smallest run of the benchmark: a random judge of the self-made task, a dozen pairs."""
+"""The smallest run of the benchmark: a random judge of the toy task, a dozen pairs."""
 
 import json
 from pathlib import Path

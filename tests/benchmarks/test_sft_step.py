@@ -14,7 +14,7 @@ from benchmarks import sft_step
 
 @pytest.mark.parametrize("everything", [True, False])
 def test_rows_are_full_and_learn_what_they_say(everything: bool) -> None:
-    batch = sft_step.packed_rows(96, rows=3, row_length=64, everything=everything)
+    batch = sft_step.packed_rows(96, rows=3, pack_length=64, everything=everything)
     assert (batch.segment_ids > 0).all()
     learnt = (batch.loss_weights > 0).sum()
     assert learnt == 3 * 63 if everything else 40 < learnt < 90
@@ -36,7 +36,7 @@ def test_both_take_the_same_steps_and_a_ratio_is_written(
     monkeypatch.setattr(sft_step, "prepare_process", lambda threads: None)
     output = tmp_path / "step.json"
     model = tiny_checkpoint("qwen2")
-    arguments = [f"--model={model}", "--rows=2", "--row_length=32", "--repeats=1"]
+    arguments = [f"--model={model}", "--rows=2", "--pack_length=32", "--repeats=1"]
     assert sft_step.main([*arguments, f"--output={output}", "--threads=1", "--markdown"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("| model | learnt |") and len(shown) == 4

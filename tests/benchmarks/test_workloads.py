@@ -9,7 +9,7 @@ from benchmarks.bandwidth import Traffic, least_traffic
 from benchmarks.measure import agreement
 from benchmarks.prompts import prompt_maker
 from benchmarks.workloads import Workload, choose_stop_ids, log_normal_lengths
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 
 
 @given(count=st.integers(9, 300), seed=st.integers(0, 1000))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmr1_jax.data.converters import example_from_record
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.layouts import example_from_record
 from rmr1_jax.data.mixture import place
 from rmr1_jax.judging import JudgePrompt, Message, chain_of_rubrics, reasoning
 

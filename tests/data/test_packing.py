@@ -15,15 +15,15 @@ from rmr1_jax.errors import UserError
 
 @st.composite
 def problems(draw: st.DrawFn) -> dict[str, Any]:
-    row_length = draw(st.sampled_from([16, 64, 256]))
-    lengths = np.array(draw(st.lists(st.integers(2, row_length), min_size=1, max_size=80)))
+    pack_length = draw(st.sampled_from([16, 64, 256]))
+    lengths = np.array(draw(st.lists(st.integers(2, pack_length), min_size=1, max_size=80)))
     share = draw(st.floats(0, 1))
     losses = np.maximum(1, (lengths - 1) * share).astype(int)
     rows, micro = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     return {
         "lengths": lengths,
         "loss_lengths": losses,
-        "shape": Rows(row_length, micro, rows, 0.0),
+        "shape": Rows(pack_length, micro, rows, 0.0),
     }
 
 
@@ -35,10 +35,10 @@ def check_rows(packed: Plan, problem: dict[str, Any]) -> None:
     shape = problem["shape"]
     assert len(packed.offsets) - 1 == packed.steps * shape.per_step
     for row in rows_of(packed):
-        assert problem["lengths"][row].sum() <= shape.row_length
+        assert problem["lengths"][row].sum() <= shape.pack_length
         assert problem["loss_lengths"][row].sum() <= packed.losses
     tokens = problem["lengths"][packed.sequences].sum()
-    slots = packed.steps * shape.per_step * shape.row_length
+    slots = packed.steps * shape.per_step * shape.pack_length
     assert packed.padding == pytest.approx(1 - tokens / slots)
 
 
@@ -133,14 +133,14 @@ class TestRowLength:
         assert packed.mean_sequences == pytest.approx(shape.mean_sequences, rel=0.05)
         if row_multiple < 64:  # 64 rows of the longest sequence hold more than 128 of them
             assert packed.mean_sequences == pytest.approx(128, rel=0.05)
-        assert shape.row_length % 128 == 0 and shape.row_length >= lengths.max()
+        assert shape.pack_length % 128 == 0 and shape.pack_length >= lengths.max()
 
     @given(st.lists(st.integers(1, 700), min_size=1, max_size=40), st.integers(1, 64))
     @settings(max_examples=50)
     def test_takes_the_longest_sequence(self, lengths: list[int], batch_size: int) -> None:
         shape = choose_rows(np.array(lengths), batch_size, 2, 3, 1024)
-        assert shape.row_length >= max(lengths)
-        assert shape.row_length % (128 if max(lengths) > 512 else 16) == 0
+        assert shape.pack_length >= max(lengths)
+        assert shape.pack_length % (128 if max(lengths) > 512 else 16) == 0
         assert shape.rows == 6 and shape.micro_batches >= 1
 
     def test_is_short_for_short_sequences(self) -> None:
@@ -149,6 +149,6 @@ class TestRowLength:
 
     def test_can_be_given(self) -> None:
         lengths = np.full(100, 250)
-        assert choose_rows(lengths, 16, 1, 1, 12288, row_length=1000)[:3] == (1000, 4, 1)
-        with pytest.raises(UserError, match="row_length=249 is shorter than the longest"):
-            choose_rows(lengths, 16, 1, 1, 12288, row_length=249)
+        assert choose_rows(lengths, 16, 1, 1, 12288, pack_length=1000)[:3] == (1000, 4, 1)
+        with pytest.raises(UserError, match="pack_length=249 is shorter than the longest"):
+            choose_rows(lengths, 16, 1, 1, 12288, pack_length=249)

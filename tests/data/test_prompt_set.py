@@ -13,9 +13,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmr1_jax.data.example import Example
+from rmr1_jax.data.preference_file import RejectsFile
+from rmr1_jax.data.preference_store import StoreWriter
 from rmr1_jax.data.prompt_set import PromptSet, PromptStream, open_prompts
-from rmr1_jax.data.sources import RejectsFile
-from rmr1_jax.data.store import StoreWriter
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Message, Preference, chain_of_rubrics, reasoning
 from rmr1_jax.sampling.judge import Judge

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmr1_jax.data.ngrams import hash_text
+from rmr1_jax.data.scan import RowStats, Status, row_stats_type
 from rmr1_jax.data.splits import SPLITS, Choices, EmptyMixture, Plan, make_plan, repeated_ids
-from rmr1_jax.data.survey import Facts, Status, facts_type
-from rmr1_jax.data.words import hash_text
 from rmr1_jax.errors import UserError
 
 ALL = Choices("alternate", 0.0, 0.0, True, 0.0, {})
 TRAIN, VALIDATION, DISTILLATION = range(3)
 
 
-def facts(count: int, **columns: Any) -> Facts:
-    table = np.zeros(count, facts_type(signatures=False))
+def facts(count: int, **columns: Any) -> RowStats:
+    table = np.zeros(count, row_stats_type(signatures=False))
     table["label"] = 1
     table["content"] = np.arange(count)
     table["lot"] = [hash_text(str(number)) for number in range(count)]
@@ -105,7 +105,7 @@ class TestDuplicates:
         assert plan.status.tolist() == [Status.SAME_QUESTION, Status.DUPLICATE, 0]
 
     def test_that_are_near_are_found_by_their_signatures(self) -> None:
-        table = np.zeros(4, facts_type(signatures=True))
+        table = np.zeros(4, row_stats_type(signatures=True))
         table["content"] = table["lot"] = np.arange(4)
         table["signature"] = np.random.default_rng(0).integers(0, 2**32, table["signature"].shape)
         table["signature"][2, 3:] = table["signature"][0, 3:]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rmr1_jax.data import token_cache as module
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.store import ExampleStore, StoreWriter
+from rmr1_jax.data.preference_store import ExampleStore, StoreWriter
 from rmr1_jax.data.token_cache import TokenCache, cache_key, token_cache
 from rmr1_jax.data.tokenize import Tokenized, TokenizeOptions, tokenize
 from rmr1_jax.errors import UserError

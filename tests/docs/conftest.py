@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmr1_jax.main import main
-from tests.data.test_catalogue import publish
+from tests.data.test_sources import publish
 from tests.docs.commands import REPOSITORY
+from tests.evaluation.benchmarks.test_rmb import BEST, PAIRS, best_of_n, pairwise
 from tests.evaluation.fake_run import LOGGED
-from tests.evaluation.test_rmb import BEST, PAIRS, best_of_n, pairwise
 from tests.launch.conftest import cloud  # noqa: F401
 from tests.stages.conftest import alone, compiled_once, programs_dir  # noqa: F401
-from tests.stages.test_evaluate import rewardbench_row, rm_bench_row
+from tests.stages.test_evaluate_stage import rewardbench_row, rm_bench_row
 from tests.stages.tiny_grpo import write_model, write_pairs, write_released
 
 
@@ -81,7 +81,7 @@ def write_hub(folder: Path) -> None:
 
 
 def write_training_data(folder: Path) -> None:
-    prepare = ["--stage=prepare", "--input=self_made", "--output=data/rm_r1", "--self_made=120"]
+    prepare = ["--stage=prepare", "--input=toy_task", "--output=data/rm_r1", "--toy_task=120"]
     assert main([*prepare, "--distillation=0.8", "--near_duplicates=0"]) == 0
     synthesize = ["--stage=synthesize", "--input=data/rm_r1", "--output=data/rm_r1_traces"]
     assert main(synthesize) == 0

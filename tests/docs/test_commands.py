@@ -15,28 +15,28 @@ from typing import Any
 import pytest
 
 from rmr1_jax.config import STAGES, parse_config, take_option
+from rmr1_jax.distributed.multihost import OPTIONS
 from rmr1_jax.main import main, take_distributed
-from rmr1_jax.parallel.multihost import OPTIONS
 from tests.docs.commands import REPOSITORY, Command, commands
 from tests.launch.conftest import Cloud, reads_only
 
 COMMANDS = list(commands())
 
 SMALLEST = {
-    "judge": ["--max_new_tokens=4", "--slots=8"],
-    "evaluate": ["--max_new_tokens=4", "--slots=8", "--limit=2"],
+    "judge": ["--max_new_tokens=4", "--max_num_seqs=8"],
+    "evaluate": ["--max_new_tokens=4", "--max_num_seqs=8", "--limit=2"],
     "synthesize": [
         *("--teacher1.kind=program", "--teacher1.model=", "--teacher2.kind=program"),
         *("--teacher2.model=", "--limit=2"),
     ],
     "sft": [
-        *("--max_steps=1", "--batch_size=16", "--data.max_length=128", "--data.row_length=128"),
+        *("--max_steps=1", "--batch_size=16", "--data.max_length=128", "--data.pack_length=128"),
         *("--data.held_out=0", "--validation.every=0", "--checkpoint.every=1"),
     ],
     "grpo": [
         *("--max_steps=1", "--batch_size=4", "--mini_batch=4", "--data.max_prompt=64"),
-        *("--rollout.samples=2", "--rollout.max_response=8", "--rollout.slots=8"),
-        *("--row_length=128", "--validation.every=0", "--checkpoint.every=1"),
+        *("--rollout.samples=2", "--rollout.max_response=8", "--rollout.max_num_seqs=8"),
+        *("--pack_length=128", "--validation.every=0", "--checkpoint.every=1"),
     ],
     "convert": [],
     "prepare": [],
@@ -47,18 +47,18 @@ WRITES = {"sft": "workdir", "grpo": "workdir"}  # else: output
 FILES = {"rewardbench": "filtered.parquet", "rm_bench": "total_dataset.json", "rmb": "RMB_dataset"}
 
 SEVERAL = (
-    "tests/stages/test_sft_processes.py::"
+    "tests/stages/test_sft_stage_processes.py::"
     "test_learn_what_one_process_learns_and_write_the_same_files"
 )
-GGUF = "tests/stages/test_convert.py::test_gguf_to_hugging_face_and_to_orbax"
+GGUF = "tests/stages/test_convert_stage.py::test_gguf_to_hugging_face_and_to_orbax"
 BENCHMARK = "tests/benchmarks/test_decode.py::test_the_smallest_run_counts_every_token"
 # What is not run here -> the test that does, or its like. The first that fits counts.
 ELSEWHERE = {
     # a model of 135M parameters, which takes most of a minute
     "convert *.gguf": GGUF,
     # by another compiler
-    "plan *=h200:8": "tests/stages/test_plan_gpu.py::test_every_program_of_a_recipe",
-    "make demo": "tests/stages/test_demo.py::test_shows_every_stage_and_goes_on",
+    "plan *=h200:8": "tests/stages/test_plan_stage_gpu.py::test_every_program_of_a_recipe",
+    "make demo": "tests/stages/test_demo_stage.py::test_shows_every_stage_and_goes_on",
     "make docs": "tests/docs/test_build.py::test_builds_without_a_warning",
     "benchmarks.decode": BENCHMARK,
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 from rmr1_jax.evaluation.item import Cell, Item
 from rmr1_jax.evaluation.record import Record, grade
+from rmr1_jax.evaluation.results import RUN, Results
 from rmr1_jax.evaluation.scores import score_run
-from rmr1_jax.evaluation.store import RUN, Results
 from rmr1_jax.judging import Message, Preference, Side
 from rmr1_jax.judging.preference import other_side
 

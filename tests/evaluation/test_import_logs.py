@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation import rewardbench, rm_bench, rmb
+from rmr1_jax.evaluation.benchmarks import rewardbench, rm_bench, rmb
 from rmr1_jax.evaluation.import_logs import import_logs
 from rmr1_jax.evaluation.record import record_from_json
 from tests.evaluation.made import Rejects

@@ -14,7 +14,7 @@ import pytest
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation import report_samples
 from rmr1_jax.evaluation.charts import Point, plot, ticks
-from rmr1_jax.evaluation.published import PUBLISHED
+from rmr1_jax.evaluation.published_scores import PUBLISHED
 from rmr1_jax.evaluation.record import read_records
 from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.report_published import main_sheet, strips

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rmr1_jax.errors import UserError
+from rmr1_jax.evaluation.benchmarks.rewardbench import SUBSETS
 from rmr1_jax.evaluation.record import Record, grade
-from rmr1_jax.evaluation.rewardbench import SUBSETS
 from rmr1_jax.evaluation.scores import nested, plain, score_run
 from rmr1_jax.judging import Side
 

@@ -16,12 +16,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ModelConfig, RopeConfig
 from rmr1_jax.models.gguf import load_gguf
 from rmr1_jax.models.gguf_tokenizer import PRE_TOKENIZERS, write_gguf_tokenizer
 from rmr1_jax.models.huggingface import load_huggingface, save_huggingface
+from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 from rmr1_jax.models.rope import rope_frequencies
-from rmr1_jax.models.tensors import flatten, nest, tensors_of
+from rmr1_jax.models.weight_map import flatten, nest, tensors_of
 
 Make = Callable[..., Path]
 Q8_0 = GGMLQuantizationType.Q8_0

@@ -20,13 +20,13 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models import tensors as tensors_module
-from rmr1_jax.models.config import ModelConfig, load_hf_config
-from rmr1_jax.models.directories import MARKER
+from rmr1_jax.io.whole_directory import MARKER
+from rmr1_jax.models import weight_map as tensors_module
 from rmr1_jax.models.huggingface import load_huggingface, save_huggingface
-from rmr1_jax.models.shards import INDEX, SINGLE, parse_size
-from rmr1_jax.models.tensors import count_parameters, flatten, nest, tensors_of
+from rmr1_jax.models.model_config import ModelConfig, load_hf_config
+from rmr1_jax.models.safetensors_files import INDEX, SINGLE, parse_size
 from rmr1_jax.models.transformer import parameter_shapes
+from rmr1_jax.models.weight_map import count_parameters, flatten, nest, tensors_of
 
 Make = Callable[..., Path]
 FAMILIES = ["llama", "llama, tied", "qwen2", "qwen3"]
@@ -376,7 +376,7 @@ IMPORT = """
 import sys
 import jax.numpy as jnp
 from rmr1_jax.models.huggingface import load_huggingface
-from rmr1_jax.models.tensors import flatten
+from rmr1_jax.models.weight_map import flatten
 def peak():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return 1024 * int(status["VmHWM"].split()[0])

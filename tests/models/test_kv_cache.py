@@ -1,4 +1,4 @@
-"""The ring of columns: what a slot sees is its own last tokens, wherever the cursor stands."""
+"""The ring of columns: what a slot sees is its own last tokens, wherever it stands."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmr1_jax.models.kv_cache import KVCache, LayerCache, resize_ring, write
+from rmr1_jax.models.kv_cache import KVCache, LayerCache, resize_cache, write
 from rmr1_jax.ops.decode_attention import Live, live_columns
 
 
@@ -14,22 +14,22 @@ def ring(rows: int, columns: int) -> KVCache:
     return (LayerCache(jnp.zeros((rows, 1, 1, columns)), jnp.zeros((rows, 1, columns, 1))),)
 
 
-def write_steps(cache: KVCache, cursor: int, steps: range) -> tuple[KVCache, int]:
+def write_steps(cache: KVCache, write_position: int, steps: range) -> tuple[KVCache, int]:
     """At each step every row writes 100 * row + step."""
     [layer] = cache
     rows, columns = layer.key.shape[0], layer.columns
     for step in steps:
         token = (100.0 * jnp.arange(rows) + step).reshape(rows, 1, 1, 1)
-        layer = write(layer, token, -token, 0, jnp.int32(cursor))
-        cursor = (cursor + 1) % columns
-    return (layer,), cursor
+        layer = write(layer, token, -token, 0, jnp.int32(write_position))
+        write_position = (write_position + 1) % columns
+    return (layer,), write_position
 
 
-def visible(cache: KVCache, cursor: int, lengths: list[int]) -> list[list[float]]:
+def visible(cache: KVCache, write_position: int, lengths: list[int]) -> list[list[float]]:
     """The tokens each row sees, oldest first."""
     [layer] = cache
     columns = layer.columns
-    newest = jnp.full(len(lengths), (cursor - 1) % columns)
+    newest = jnp.full(len(lengths), (write_position - 1) % columns)
     mask = np.asarray(live_columns(Live(newest, jnp.array(lengths)), columns))
     keys = np.asarray(layer.key)[:, 0, 0, :]
     assert (np.asarray(layer.value)[:, 0, :, 0] == -keys).all()
@@ -42,21 +42,21 @@ def test_a_row_sees_its_last_tokens_however_often_the_ring_went_round(
     steps: int, lengths: list[int]
 ) -> None:
     lengths = [min(length, steps) for length in lengths]
-    cache, cursor = write_steps(ring(3, 8), 0, range(steps))
+    cache, write_position = write_steps(ring(3, 8), 0, range(steps))
     expected = [
         [100.0 * row + step for step in range(steps - length, steps)]
         for row, length in enumerate(lengths)
     ]
-    assert visible(cache, cursor, lengths) == expected
+    assert visible(cache, write_position, lengths) == expected
 
 
 @pytest.mark.parametrize("columns", [8, 16, 4])
 @pytest.mark.parametrize("steps", [3, 8, 13])
 def test_a_ring_of_another_size_shows_the_same_and_goes_on(steps: int, columns: int) -> None:
-    cache, cursor = write_steps(ring(3, 8), 0, range(steps))
+    cache, write_position = write_steps(ring(3, 8), 0, range(steps))
     lengths = [min(steps, 4), 2, 0]
-    before = visible(cache, cursor, lengths)
-    moved, place = resize_ring(cache, jnp.int32(cursor), columns, jnp.array([2, 0, 1]))
+    before = visible(cache, write_position, lengths)
+    moved, place = resize_cache(cache, jnp.int32(write_position), columns, jnp.array([2, 0, 1]))
     order = [lengths[2], lengths[0], lengths[1]]
     assert visible(moved, int(place), order) == [before[2], before[0], before[1]]
     [layer] = moved

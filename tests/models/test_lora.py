@@ -14,16 +14,16 @@ from peft import PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, axis_sizes, shardings
 from rmr1_jax.errors import UserError
 from rmr1_jax.models import lora, transformer
-from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.huggingface import save_huggingface
 from rmr1_jax.models.lora import TARGETS, Lora
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.peft_files import save_peft
-from rmr1_jax.models.tensors import flatten, nest
 from rmr1_jax.models.transformer import forward, random_params
-from rmr1_jax.parallel.mesh import MeshShape, make_mesh
-from rmr1_jax.parallel.rules import TRAINING_RULES, axis_sizes, shardings
+from rmr1_jax.models.weight_map import flatten, nest
 
 CONFIG = ModelConfig(
     model_type="qwen3",

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, partition_spec, shardings
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Remat, logical_axes, random_params, with_params
+from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import target_logprobs
-from rmr1_jax.ops.placement import Constrain, unconstrained
-from rmr1_jax.parallel.mesh import MeshShape, make_mesh
-from rmr1_jax.parallel.rules import TRAINING_RULES, partition_spec, shardings
 
 CONFIG = ModelConfig(
     model_type="qwen3",
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     tokens: list[int]
     positions: list[int]
     segment_ids: list[int]
-    branches: list[int]
+    response_ids: list[int]
     loss_positions: list[int]
     targets: list[int]
 
@@ -69,14 +69,14 @@ def shared(groups: list[Group]) -> Row:
     for segment, (prompt, responses) in enumerate(groups, start=1):
         row.tokens.extend(prompt)
         row.positions.extend(range(len(prompt)))
-        row.branches.extend([0] * len(prompt))
+        row.response_ids.extend([0] * len(prompt))
         last = len(row.tokens) - 1
         for response in responses:
             response_number += 1
             start = len(row.tokens)
             row.tokens.extend(response[:-1])
             row.positions.extend(range(len(prompt), len(prompt) + len(response) - 1))
-            row.branches.extend([response_number] * (len(response) - 1))
+            row.response_ids.extend([response_number] * (len(response) - 1))
             row.loss_positions.extend([last, *range(start, len(row.tokens))])
             row.targets.extend(response)
         row.segment_ids.extend([segment] * (len(row.tokens) - len(row.segment_ids)))
@@ -91,7 +91,7 @@ def alone(prompt: list[int], response: list[int]) -> Row:
         tokens=tokens,
         positions=list(range(len(tokens))),
         segment_ids=[1] * len(tokens),
-        branches=[0] * len(tokens),
+        response_ids=[0] * len(tokens),
         loss_positions=list(range(first, first + len(response))),
         targets=response,
     )
@@ -126,7 +126,7 @@ def scores(
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
-        batch["branches"] if branched else None,
+        batch["response_ids"] if branched else None,
         remat=remat,
         constrain=constrain,
     )
@@ -194,7 +194,7 @@ def test_a_shared_prompt_gives_the_numbers_of_separate_sequences(remat: Remat) -
 
 
 def test_without_branches_responses_would_see_each_other() -> None:
-    """What the test above would find, were branches ignored."""
+    """What the test above would find, were response_ids ignored."""
     params, _, (expected, _) = naive()
     batch = batch_of([shared(groups) for groups in draw(0)])
     logprobs, _ = scores(params, batch, False)

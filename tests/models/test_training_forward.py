@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, partition_spec, shardings
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import (
     Remat,
     logical_axes,
@@ -16,10 +18,8 @@ from rmr1_jax.models.transformer import (
     random_params,
     with_params,
 )
+from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import target_logprobs
-from rmr1_jax.ops.placement import Constrain, unconstrained
-from rmr1_jax.parallel.mesh import MeshShape, make_mesh
-from rmr1_jax.parallel.rules import TRAINING_RULES, partition_spec, shardings
 
 B, LENGTHS = 8, (40, 90, 30)  # the last is padding; rows are longer than a block of attention
 T = sum(LENGTHS)

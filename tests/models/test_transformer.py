@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rmr1_jax.models.config import ModelConfig, RopeConfig
+from rmr1_jax.distributed.sharding_rules import axis_sizes
 from rmr1_jax.models.huggingface import load_huggingface
+from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 from rmr1_jax.models.transformer import forward, logical_axes, parameter_shapes
-from rmr1_jax.parallel.rules import axis_sizes
 
 B, T = 2, 48
 

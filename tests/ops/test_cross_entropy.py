@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, partition_spec
 from rmr1_jax.ops import cross_entropy
 from rmr1_jax.ops.cross_entropy import (
     HeadLayout,
@@ -17,8 +19,6 @@ from rmr1_jax.ops.cross_entropy import (
     plain_target_logprobs,
     target_logprobs,
 )
-from rmr1_jax.parallel.mesh import MeshShape, make_mesh
-from rmr1_jax.parallel.rules import TRAINING_RULES, partition_spec
 
 LAYOUTS: tuple[HeadLayout, ...] = ("VD", "DV")
 

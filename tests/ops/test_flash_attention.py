@@ -30,30 +30,32 @@ def random_inputs(
 
 
 def random_ids(seed: int, B: int, T: int) -> tuple[jax.Array, jax.Array]:
-    """Rows of prompts with responses: segments of about 90 tokens, branches of 30, then padding."""
+    """Rows of prompts with responses: segments of some 90 tokens, responses of 30, then padding."""
     rng = np.random.default_rng(seed)
-    segments, branches = np.ones((B, T), np.int32), np.zeros((B, T), np.int32)
+    segments, response_ids = np.ones((B, T), np.int32), np.zeros((B, T), np.int32)
     for row in range(B):
         response = 0
         for t in range(1, T):
             starts = rng.random() < 1 / 90
             segments[row, t] = segments[row, t - 1] + starts
             response += not starts and rng.random() < 1 / 30
-            in_prompt = starts or (branches[row, t - 1] == 0 and response == branches[row].max())
-            branches[row, t] = 0 if in_prompt else response
+            in_prompt = starts or (
+                response_ids[row, t - 1] == 0 and response == response_ids[row].max()
+            )
+            response_ids[row, t] = 0 if in_prompt else response
     real = np.arange(T) < rng.integers(T // 2, T, (B, 1))
-    return jnp.asarray(segments * real), jnp.asarray(branches * real)
+    return jnp.asarray(segments * real), jnp.asarray(response_ids * real)
 
 
-def visible(segments: Any, branches: Any, T: int) -> jax.Array:
+def visible(segments: Any, response_ids: Any, T: int) -> jax.Array:
     """[rows, queries, keys]."""
     seen = np.tril(np.ones((1, T, T), bool))
     if segments is not None:
         segments = np.asarray(segments)
         seen = seen & (segments[:, :, None] == segments[:, None, :])
-    if branches is not None:
-        branches = np.asarray(branches)
-        of_queries, of_keys = branches[:, :, None], branches[:, None, :]
+    if response_ids is not None:
+        response_ids = np.asarray(response_ids)
+        of_queries, of_keys = response_ids[:, :, None], response_ids[:, None, :]
         seen = seen & ((of_keys == 0) | (of_keys == of_queries))
     return jnp.asarray(seen)
 
@@ -71,15 +73,17 @@ def with_gradients(attend: Any, inputs: Any, real: jax.Array) -> Any:
     return out, *gradients
 
 
-def reference(segments: Any, branches: Any, query: Any, key: Any, value: Any) -> jax.Array:
-    mask = visible(segments, branches, query.shape[1])
+def reference(segments: Any, response_ids: Any, query: Any, key: Any, value: Any) -> jax.Array:
+    mask = visible(segments, response_ids, query.shape[1])
     return attention(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
 
 
-def compare(inputs: Any, segments: Any, branches: Any, **options: Any) -> None:
+def compare(inputs: Any, segments: Any, response_ids: Any, **options: Any) -> None:
     real = jnp.ones(inputs[0].shape[:2]) if segments is None else segments > 0
-    ours = functools.partial(interpreted, segment_ids=segments, branches=branches, **options)
-    expected = functools.partial(reference, segments, branches)
+    ours = functools.partial(
+        interpreted, segment_ids=segments, response_ids=response_ids, **options
+    )
+    expected = functools.partial(reference, segments, response_ids)
     for a, b in zip(
         with_gradients(ours, inputs, real), with_gradients(expected, inputs, real), strict=True
     ):
@@ -97,11 +101,11 @@ def compare(inputs: Any, segments: Any, branches: Any, **options: Any) -> None:
 def test_outputs_and_gradients_are_those_of_masked_attention(
     form: str, T: int, N: int, K: int, H: int
 ) -> None:
-    segments, branches = random_ids(T, 2, T)
+    segments, response_ids = random_ids(T, 2, T)
     compare(
         random_inputs(2, T, N, K, H),
         None if form == "one segment" else segments,
-        branches if form == "branched" else None,
+        response_ids if form == "branched" else None,
     )
 
 
@@ -116,11 +120,11 @@ def test_keys_in_stripes_give_the_same_gradients() -> None:
 
 
 def test_bfloat16_sums_in_fp32() -> None:
-    segments, branches = random_ids(3, 1, 384)
+    segments, response_ids = random_ids(3, 1, 384)
     inputs = random_inputs(1, 384, 2, 1, 64)
     narrow = tuple(x.astype(jnp.bfloat16) for x in inputs)
-    ours = functools.partial(interpreted, segment_ids=segments, branches=branches)
-    exact = functools.partial(reference, segments, branches)
+    ours = functools.partial(interpreted, segment_ids=segments, response_ids=response_ids)
+    exact = functools.partial(reference, segments, response_ids)
     real = segments > 0
     for a, b in zip(
         with_gradients(ours, narrow, real), with_gradients(exact, inputs, real), strict=True
@@ -140,10 +144,10 @@ def test_sharp_scores_overflow_nothing() -> None:
 @pytest.mark.parametrize("stripes", [1, 2])
 def test_the_list_of_pairs_is_what_is_seen(branched: bool, stripes: int) -> None:
     B, T, block = 3, 512, 32
-    segments, branches = random_ids(9, B, T)
+    segments, response_ids = random_ids(9, B, T)
     if branched:
-        segments = padding_apart(segments, branches)
-    ids = Ids(segments, branches if branched else None)
+        segments = padding_apart(segments, response_ids)
+    ids = Ids(segments, response_ids if branched else None)
     seen = np.asarray(visible(*ids, T)).reshape(B, T // block, block, T // block, block)
     some, all_ = seen.any((2, 4)), seen.all((2, 4))
     listed = jax.jit(block_pairs, static_argnums=(1, 2))(ids, block, stripes)
@@ -172,12 +176,12 @@ def test_the_list_of_pairs_is_what_is_seen(branched: bool, stripes: int) -> None
 def test_devices_attend_for_their_own_rows_and_heads() -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     split = Split(mesh, ("data", "fsdp"), ("tensor",))
-    segments, branches = random_ids(1, 4, 256)
+    segments, response_ids = random_ids(1, 4, 256)
     inputs = random_inputs(4, 256, 4, 2, 64)
     place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
     rows = ("data", "fsdp")
     placed = tuple(place(x, rows, None, "tensor") for x in inputs)
-    compare(placed, place(segments, rows), place(branches, rows), split=split)
+    compare(placed, place(segments, rows), place(response_ids, rows), split=split)
 
 
 @pytest.mark.parametrize(("kept", "calls"), [((), 2), ((KEPT,), 1)])

@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.planning.compiled import compile_ahead
-from rmr1_jax.planning.programs import Planned
+from rmr1_jax.planning.recipe_programs import Planned
 
 
 def refused(message: str) -> Planned:

@@ -14,8 +14,8 @@ from rmr1_jax.planning.estimate import (
     estimate,
 )
 from rmr1_jax.planning.hlo import read_program
+from rmr1_jax.planning.hlo_walk import once
 from rmr1_jax.planning.topology import GPUS, TPUS
-from rmr1_jax.planning.walk import once
 
 V5E = CHIPS["v5e"]
 SIZE = 4096

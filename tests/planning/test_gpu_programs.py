@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as Spec
 from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.collectives import collectives
 from rmr1_jax.planning.estimate import estimate
+from rmr1_jax.planning.hbm_bytes import HbmTraffic
 from rmr1_jax.planning.hlo import Program, read_program
+from rmr1_jax.planning.hlo_flops import custom_calls, dot_flops
+from rmr1_jax.planning.hlo_walk import loops, walk
 from rmr1_jax.planning.topology import devices_of, parse_topology
-from rmr1_jax.planning.traffic import HbmTraffic
-from rmr1_jax.planning.walk import loops, walk
-from rmr1_jax.planning.work import custom_calls, dot_flops
 
 pytest.importorskip("jax_plugins.xla_cuda13", reason="the GPU compiler is not installed")
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmr1_jax.planning.hlo import HBM, VMEM, Program, read_program, read_shapes
-from rmr1_jax.planning.walk import Loop, loops, once, walk
-from rmr1_jax.planning.work import custom_calls, dot_flops, dot_flops_by_loop
+from rmr1_jax.planning.hlo_flops import custom_calls, dot_flops, dot_flops_by_loop
+from rmr1_jax.planning.hlo_walk import Loop, loops, once, walk
 
 KERNEL = """\
 HloModule jit_f, is_scheduled=true

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from rmr1_jax.config import parse_config
-from rmr1_jax.config.plan import PlanConfig
+from rmr1_jax.config.plan_config import PlanConfig
 from rmr1_jax.errors import UserError
 from rmr1_jax.planning.chips import GIB
 from rmr1_jax.planning.compiled import Compiled, compile_ahead
 from rmr1_jax.planning.plan import Plan, Planner
-from rmr1_jax.planning.programs import Planned
-from rmr1_jax.planning.report import peak, sentences, to_json
+from rmr1_jax.planning.plan_report import peak, sentences, to_json
+from rmr1_jax.planning.recipe_programs import Planned
 from rmr1_jax.planning.topology import devices_of, parse_topology
-from rmr1_jax.stages.plan import model_of
-from rmr1_jax.stages.training_run import lora_of
+from rmr1_jax.stages.plan_stage import model_of
+from rmr1_jax.training.training_run import lora_of
 from tests.docs.tables import Row, number, rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ RUN = ("recipe", "topology", "GiB a device", "MFU of the update", "the run")
 FULL_ROWS = ("recipe", "topology", "options", "GiB a device", "MFU of the update", "the run")
 DECODE = ("recipe", "topology", "ms", "bytes over ideal", "time over ideal")
 ELSEWHERE = ("recipe", "another topology", "GiB a device", "MFU of the update", "the run")
-SELF_MADE = ("sft_self_made", "grpo_self_made")  # on a CPU
+SELF_MADE = ("sft_toy_task", "grpo_toy_task")  # on a CPU
 RECIPES = [
     path
     for path in sorted((REPOSITORY / "configs").glob("*.py"))

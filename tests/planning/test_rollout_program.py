@@ -6,13 +6,13 @@ import pytest
 
 from rmr1_jax.config import GrpoConfig, RolloutConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.zoo import known_config
+from rmr1_jax.models.presets import known_config
 from rmr1_jax.planning.analysis import analyse
 from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.compiled import compile_ahead
-from rmr1_jax.planning.programs import Lengths, programs_of
+from rmr1_jax.planning.recipe_programs import Lengths, programs_of
 from rmr1_jax.planning.topology import devices_of, parse_topology
-from rmr1_jax.training.placement import make_placement
+from rmr1_jax.training.sharding_plan import make_sharding_plan
 
 
 @pytest.mark.slow
@@ -23,8 +23,8 @@ def test_a_decode_step_reads_weights_and_live_columns_once() -> None:
     except UserError as error:
         pytest.skip(str(error))
     model = replace(known_config("Qwen/Qwen2.5-7B-Instruct"), num_layers=2)
-    recipe = GrpoConfig(mesh="fsdp=2,tensor=4", rollout=RolloutConfig(slots=128))
-    placement = make_placement(model, recipe.mesh, split_sequence=False, devices=devices)
+    recipe = GrpoConfig(mesh="fsdp=2,tensor=4", rollout=RolloutConfig(max_num_seqs=128))
+    placement = make_sharding_plan(model, recipe.mesh, sequence_parallel=False, devices=devices)
     programs = programs_of(
         recipe, model, placement, Lengths(1300, 700), lora=None, dtype="bfloat16"
     )

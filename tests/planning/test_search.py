@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from rmr1_jax.config import PlanConfig, SftConfig
-from rmr1_jax.models.zoo import known_config
+from rmr1_jax.models.presets import known_config
 from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.plan import Plan, Planner, placement_name, search, variants
 from rmr1_jax.planning.topology import parse_topology

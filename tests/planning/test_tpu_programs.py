@@ -16,11 +16,11 @@ from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.collectives import collectives
 from rmr1_jax.planning.copies import copies
 from rmr1_jax.planning.estimate import estimate
+from rmr1_jax.planning.hbm_bytes import traffic_by_loop
 from rmr1_jax.planning.hlo import Program, read_program
+from rmr1_jax.planning.hlo_flops import custom_calls, dot_flops
+from rmr1_jax.planning.hlo_walk import loops, once
 from rmr1_jax.planning.topology import devices_of, parse_topology
-from rmr1_jax.planning.traffic import traffic_by_loop
-from rmr1_jax.planning.walk import loops, once
-from rmr1_jax.planning.work import custom_calls, dot_flops
 
 L, B, T, D, F = 3, 4, 512, 512, 1024
 NO_WINDOWS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, forward, random_params
-from rmr1_jax.sampling.driver import Request
-from rmr1_jax.sampling.engine import unstack_layers
+from rmr1_jax.sampling.decode_loop import unstack_layers
+from rmr1_jax.sampling.scheduler import Request
 
 VOCAB = 97
 CONFIG = ModelConfig(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rmr1_jax import Judge as PublicJudge
 from rmr1_jax.errors import UserError
 from rmr1_jax.judging import Message, Preference
-from rmr1_jax.sampling.forcing import CLOSING, closing_text
+from rmr1_jax.sampling.budget_forcing import CLOSING, closing_text
 from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions, choose_prompt
 
 PAIRS = [
@@ -45,7 +45,7 @@ def one_device() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def judge(minimind_dir: Path) -> Judge:
-    return Judge.load(minimind_dir, slots=2)
+    return Judge.load(minimind_dir, max_num_seqs=2)
 
 
 def by_index(found: Iterator[tuple[int, list[Judgement]]]) -> list[list[Judgement]]:
@@ -123,7 +123,7 @@ def test_what_all_prompts_begin_with_is_computed_once(
     once = engine.work.prefill_tokens
     prefix = judge.shared_prefix()
     assert judge.tokenizer.decode(prefix).endswith("[Client Question]\n")
-    monkeypatch.setattr("rmr1_jax.sampling.queue.SHORTEST_PREFIX", 10_000)
+    monkeypatch.setattr("rmr1_jax.sampling.request_queue.SHORTEST_PREFIX", 10_000)
     assert judge.shared_prefix() == []
     expected = by_index(judge.judge(PAIRS, options))
     assert engine.work.prefill_tokens - once >= 2 * len(prefix) - 256
@@ -141,7 +141,7 @@ def test_a_trace_over_its_budget_is_closed_and_gives_its_verdict(
     cut = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=6)))
     found = by_index(judge.judge(PAIRS, SamplingOptions(max_new_tokens=50), budget=6))
     model: Any = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32)
-    a, b = judge.reader.versus or (0, 0)
+    a, b = judge.reader.compare_ids or (0, 0)
     for preference, [before], [judgement] in zip(PAIRS, cut, found, strict=True):
         assert before.problem == "truncated" and not before.forced
         assert judgement.forced and judgement.problem in (None, "none")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmr1_jax.sampling.driver import Sample
 from rmr1_jax.sampling.judgement import Reader
+from rmr1_jax.sampling.scheduler import Sample
 
 
 class Characters:
@@ -31,10 +31,10 @@ class Characters:
         return b"".join(self.pieces[n] for n in tokens).decode(errors="replace")
 
 
-def sample(tokens: list[int], margins: dict[int, float] | None = None) -> Sample:
+def sample(tokens: list[int], logit_diffs: dict[int, float] | None = None) -> Sample:
     """Every step was sure of B, but for those given."""
     values = np.full(len(tokens), -50.0, np.float32)
-    for at, margin in (margins or {}).items():
+    for at, margin in (logit_diffs or {}).items():
         values[at] = margin
     zeros = np.zeros(len(tokens), np.float32)
     return Sample(np.array(tokens, np.int32), zeros, zeros, values, "stop")
@@ -45,7 +45,7 @@ def test_confidence_is_that_of_the_step_that_wrote_the_verdict(
     before: str, after: str, margin: float
 ) -> None:
     reader = Reader(Characters("[[", "]]", "answer"))
-    assert reader.versus == (65, 66)
+    assert reader.compare_ids == (65, 66)
     start = reader.encode(before + "<answer>[[")
     tokens = [*start, 65, *reader.encode("]]" + after.replace("[[", ""))]
     judgement = reader.judgement(sample(tokens, {len(start): margin}), 1)
@@ -58,8 +58,8 @@ def test_confidence_is_that_of_the_step_that_wrote_the_verdict(
 def test_of_a_verdict_that_is_repeated_the_last_one_counts() -> None:
     reader = Reader(Characters())
     text = "B or A? [[A]]. Thus <answer>[[A]]</answer>. A!"
-    margins = {text.index("[[A"): 9.0, text.index("[[A") + 2: 2.0, text.rindex("[[A") + 2: 0.0}
-    judgement = reader.judgement(sample(reader.encode(text), margins), 1)
+    logit_diffs = {text.index("[[A"): 9.0, text.index("[[A") + 2: 2.0, text.rindex("[[A") + 2: 0.0}
+    judgement = reader.judgement(sample(reader.encode(text), logit_diffs), 1)
     assert judgement.verdict == "A" and judgement.confidence == 0.5
 
 
@@ -73,7 +73,7 @@ def test_a_verdict_in_other_tokens_than_expected_has_no_confidence() -> None:
 
 def test_verdicts_that_are_not_one_token_apart_have_no_confidence() -> None:
     reader = Reader(Characters("[[A"))
-    assert reader.versus is None
+    assert reader.compare_ids is None
     judgement = reader.judgement(sample(reader.encode("<answer>[[A]]</answer>")), 1)
     assert judgement.verdict == "A" and judgement.confidence is None
 

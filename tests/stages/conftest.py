@@ -277,7 +277,7 @@ def asked_to_stop_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str], N
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random judge of the self-made task, as a Hugging Face checkpoint."""
+    """A random judge of the toy task, as a Hugging Face checkpoint."""
     return write_model(tmp_path_factory.mktemp("tiny") / "model")
 
 

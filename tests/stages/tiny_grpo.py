@@ -1,22 +1,22 @@
-"""A GRPO run that takes seconds: a random model of the self-made task, few prompts, few tokens."""
+"""A GRPO run that takes seconds: a random model of the toy task, few prompts, few tokens."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from rmr1_jax.data.self_made import (
-    SELF_MADE_PROMPT,
-    self_made_preferences,
-    self_made_tokenizer,
+from rmr1_jax.main import main
+from rmr1_jax.models.huggingface import PROMPT_FILE, save_huggingface
+from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.models.transformer import random_params
+from rmr1_jax.rl.reward import Sampled
+from rmr1_jax.toy_task import (
+    TOY_PROMPT,
     tiny_model_config,
+    toy_preferences,
+    toy_tokenizer,
     write_tokenizer,
 )
-from rmr1_jax.main import main
-from rmr1_jax.models.config import ModelConfig
-from rmr1_jax.models.huggingface import PROMPT_FILE, save_huggingface
-from rmr1_jax.models.transformer import random_params
 from rmr1_jax.training.metrics import read_metrics
-from rmr1_jax.training.rewards import Sampled
 
 LONGEST = 24  # tokens of a trace
 SAMPLES, BATCH = 4, 4
@@ -27,10 +27,10 @@ OPTIONS = (
     "--data.max_prompt=64",
     f"--rollout.samples={SAMPLES}",
     f"--rollout.max_response={LONGEST}",
-    "--rollout.slots=8",
+    "--rollout.max_num_seqs=8",
     f"--batch_size={BATCH}",
     "--mini_batch=2",
-    "--row_length=128",
+    "--pack_length=128",
     "--epochs=10",
     "--max_steps=2",
     "--optimizer.learning_rate=1e-3",
@@ -61,7 +61,7 @@ def nothing(sampled: Sampled) -> float:
 
 def write_model(directory: Path, **changes: Any) -> Path:
     """A Hugging Face checkpoint; several tokens end a trace, so that lengths differ."""
-    described = tiny_model_config(len(self_made_tokenizer()))
+    described = tiny_model_config(len(toy_tokenizer()))
     described |= {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48}
     described |= {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8}
     end = described["eos_token_id"]
@@ -69,13 +69,13 @@ def write_model(directory: Path, **changes: Any) -> Path:
     config = ModelConfig.from_hf(described | changes, source="a tiny judge")
     save_huggingface(random_params(config, seed=1), config, directory)
     write_tokenizer(directory)
-    (directory / PROMPT_FILE).write_text(SELF_MADE_PROMPT.system or "")
+    (directory / PROMPT_FILE).write_text(TOY_PROMPT.system or "")
     return directory
 
 
 def write_pairs(file: Path, count: int = 12, *, seed: int = 3, label: bool = True) -> Path:
     with file.open("w") as out:
-        for pair in self_made_preferences(count, seed):
+        for pair in toy_preferences(count, seed):
             record = {"id": pair.id, "question": pair.context[0].content}
             record |= {"response_a": pair.response_a, "response_b": pair.response_b}
             out.write(json.dumps(record | ({"label": pair.label} if label else {})) + "\n")
@@ -85,9 +85,9 @@ def write_pairs(file: Path, count: int = 12, *, seed: int = 3, label: bool = Tru
 def write_released(file: Path, count: int = 12) -> Path:
     """Rendered prompts, as the published RLVR sets have them."""
     with file.open("w") as out:
-        for pair in self_made_preferences(count, 3):
+        for pair in toy_preferences(count, 3):
             winner = f"model_{str(pair.label).lower()}"
-            messages = SELF_MADE_PROMPT.messages(pair)
+            messages = TOY_PROMPT.messages(pair)
             out.write(json.dumps({"context_messages": messages, "winner": winner}) + "\n")
     return file
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmr1_jax.data.batch import Batch
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.models.huggingface import save_huggingface
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import random_params
 from tests.conftest import FAMILIES, TINY
 
@@ -46,10 +46,10 @@ def packed() -> MakePacked:
         rows: int = 2,
         loss: str = "sequence_mean",
         vocab: int = 96,
-        row_length: int = 32,
+        pack_length: int = 32,
     ) -> Packed:
         rng = np.random.default_rng(seed)
-        shape = (micro_batches * rows, row_length)
+        shape = (micro_batches * rows, pack_length)
         arrays = {name: np.zeros(shape, np.int32) for name in Batch._fields[:5]}
         weights, verdicts = np.zeros(shape, np.float32), np.zeros(shape, bool)
         sequences = []
@@ -73,7 +73,7 @@ def packed() -> MakePacked:
         batch = Batch(**arrays, loss_weights=weights, verdicts=verdicts)
         return Packed(
             sequences,
-            Batch(*(leaf.reshape(micro_batches, rows, row_length) for leaf in batch)),
+            Batch(*(leaf.reshape(micro_batches, rows, pack_length) for leaf in batch)),
         )
 
     return make

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rmr1_jax.data.batch import Batch
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import logical_axes, parameter_shapes, with_params
 from rmr1_jax.ops.packed_attention import packed_attention
 from rmr1_jax.planning.topology import devices_of, parse_topology
 from rmr1_jax.training.nll import nll
-from rmr1_jax.training.placement import Placement, make_placement
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
 
 CONFIG = ModelConfig(
     model_type="qwen2",
@@ -31,8 +31,8 @@ CONFIG = ModelConfig(
 )
 
 
-def placement_on(devices: Any) -> Placement:
-    return make_placement(CONFIG, "fsdp=2,tensor=2", split_sequence=False, devices=devices)
+def placement_on(devices: Any) -> ShardingPlan:
+    return make_sharding_plan(CONFIG, "fsdp=2,tensor=2", sequence_parallel=False, devices=devices)
 
 
 def test_cpus_keep_the_block_algorithm() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rmr1_jax.io.run_directory import METRICS
 from rmr1_jax.training import curves
 from rmr1_jax.training.curves import (
     CURVES,
@@ -17,7 +18,6 @@ from rmr1_jax.training.curves import (
     elapsed,
     running_mean,
 )
-from rmr1_jax.training.metrics import METRICS
 
 PNG = b"\x89PNG\r\n"
 

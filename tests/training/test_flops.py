@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.models.config import ModelConfig
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import forward, parameter_shapes
 from rmr1_jax.training.flops import matrix_parameters, peak_flops, training_flops
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.training.checkpoint import RunCheckpoints
 from rmr1_jax.training.loop import Abandoned, Job, Outcome, train
 from rmr1_jax.training.metrics import MetricsLog
-from rmr1_jax.training.progress import TrainingProgress
+from rmr1_jax.training.run_checkpoints import RunCheckpoints
 from rmr1_jax.training.step import Metrics, TrainState
+from rmr1_jax.training.training_progress import TrainingProgress
 
 
 class Saved:
@@ -249,7 +249,7 @@ class TestStopping:
         def step(state: Any, batch: Any) -> tuple[Any, Metrics]:
             return _State(int(state.step) + 1), metrics(finite=False, bad_steps=next(bad))
 
-        run = Run(step=step, max_bad_steps=3)
+        run = Run(step=step, max_nonfinite_steps=3)
         with pytest.raises(UserError, match=r"in 3 updates in a row, .* held the batch of 3"):
             run.go()
         assert run.steps_logged() == [1, 2] and not run.saved.saved

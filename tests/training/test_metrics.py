@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from rmr1_jax.training.metrics import METRICS, MetricsLog, read_metrics
+from rmr1_jax.io.run_directory import METRICS
+from rmr1_jax.training.metrics import MetricsLog, read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def test_a_run_of_one_step_has_a_schedule() -> None:
 
 def test_updates_equal_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
-    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, warmup=0, final=1.0)
+    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, warmup=0, final_lr_ratio=1.0)
     optimizer = make_optimizer(config, 10)
     rng = np.random.default_rng(0)
     start = rng.normal(size=(5, 4)).astype(np.float32)

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from rmr1_jax.config import OptimizerConfig
-from rmr1_jax.data.batch import Batch
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.config import ModelConfig
 from rmr1_jax.models.huggingface import save_huggingface
-from rmr1_jax.models.tensors import flatten
+from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Remat, logical_axes
+from rmr1_jax.models.weight_map import flatten
 from rmr1_jax.training.nll import nll
 from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.placement import Placement, make_placement, state_shardings
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan, state_shardings
 from rmr1_jax.training.step import TrainState, evaluation_step, initial_state, train_step
 from tests.training.conftest import MakePacked, Packed
 
 # With the usual epsilon, AdamW turns a gradient that is nothing but rounding into a whole step.
 SETTINGS = OptimizerConfig(
-    learning_rate=1e-2, warmup=0.0, final=1.0, weight_decay=0.01, epsilon=1e-3
+    learning_rate=1e-2, warmup=0.0, final_lr_ratio=1.0, weight_decay=0.01, epsilon=1e-3
 )
 STEPS = 3
 
@@ -184,7 +184,7 @@ def test_a_step_without_any_weight_has_no_loss_and_no_gradient(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "split_sequence"),
+    ("mesh", "sequence_parallel"),
     [
         ("fsdp=8", False),
         ("fsdp=4,tensor=2", False),
@@ -193,12 +193,12 @@ def test_a_step_without_any_weight_has_no_loss_and_no_gradient(
     ],
 )
 def test_a_mesh_takes_the_same_steps(
-    mesh: str, split_sequence: bool, model_dir: Callable[[str], Path], packed: MakePacked
+    mesh: str, sequence_parallel: bool, model_dir: Callable[[str], Path], packed: MakePacked
 ) -> None:
     directory = model_dir("llama")
     batches = [packed(seed, micro_batches=1, rows=8).batch for seed in range(2)]
     expected, expected_metrics, config = trained(directory, batches)
-    placement: Placement = make_placement(config, mesh, split_sequence=split_sequence)
+    placement: ShardingPlan = make_sharding_plan(config, mesh, sequence_parallel=sequence_parallel)
     placed = placement.of(logical_axes(config))
     _, params = load_model(directory, dtype="float32", shardings=placed)
     optimizer = make_optimizer(SETTINGS, 100)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.data.batch import Batch
+from rmr1_jax.data.packed_batch import Batch
 from rmr1_jax.training.nll import Sums
 from rmr1_jax.training.validation import loss_numbers, validation_loss, verdict_numbers
 

@@ -1,0 +1,281 @@
+"""What `--stage=grpo` is asked for."""
+
+from dataclasses import dataclass, field
+
+from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
+from rmr1_jax.config.sft_config import (
+    REMAT,
+    CheckpointConfig,
+    LoraConfig,
+    OptimizerConfig,
+    ValidationConfig,
+)
+from rmr1_jax.errors import UserError
+
+GRPO_REDUCTIONS = ("sequence_mean", "pooled_mean", "token_mean")
+RATIOS = ("token", "sequence")
+TRUNCATED = ("keep", "mask", "shape")
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Which labelled pairs are judged."""
+
+    train: str = ""
+    """Labelled pairs: a prepared directory (its train split), a file, or a released RLVR set.
+    Empty: those of the toy task, made first where they are absent."""
+    prompt: str = ""
+    """chain_of_rubrics, reasoning, or a file that holds the prompt, for pairs whose prompts are
+    not rendered yet. Empty: the model's own."""
+    both_orders: bool = False
+    """Ask about each pair in both orders, one after the other: a step then cannot teach that A is
+    better than B, or B than A. Not published."""
+    max_prompt: int = 4096
+    """Longest prompt, in tokens; longer ones are dropped, as published."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How groups of traces are sampled."""
+
+    samples: int = 7
+    """Traces a prompt."""
+    max_response: int = 8192
+    """The longest trace, in tokens; a longer one is cut."""
+    temperature: float = 1.0
+    """Of sampling. The objective's log-probabilities are at temperature 1, as published."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability. 1 is off."""
+    top_k: int = 0
+    """Sample from this many of the likeliest tokens. 0 is off."""
+    max_num_seqs: int | None = None
+    """Traces written at the same time. None: chosen for the machine."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What a trace is worth."""
+
+    function: str = ""
+    """A function of your own, package.module:function; it takes a rewards.Sampled and returns a
+    number. Empty: +1 for the labelled verdict at the end and -1 for anything else, as published."""
+    truncated: str = "keep"
+    """What becomes of a trace that was cut: keep (as published: it has no verdict, so it gets -1),
+    mask (left out of the loss), or shape (traces close to the limit lose up to 1)."""
+    buffer: int = 512
+    """With shape: the tokens before the limit over which the loss of reward grows from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """What a trace is worth beside the others of its group."""
+
+    normalize_std: bool = True
+    """Divide by the standard deviation of the group (unbiased, + 1e-6), as published. Without, the
+    advantage is that of Dr. GRPO."""
+    leave_one_out: bool = False
+    """Compare each trace with the mean of the others, not of all."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal, since they teach nothing, by other prompts'."""
+    max_rounds: int = 4
+    """With dynamic_sampling: sample at most so many times a step; then take what there is."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The clipped policy gradient with a KL term."""
+
+    clip_low: float = 0.2
+    """The ratio to the old policy counts from 1 - clip_low ..."""
+    clip_high: float = 0.2
+    """... to 1 + clip_high; a higher one than clip_low is known as clip-higher."""
+    kl: float = 0.001
+    """Weight of the low-variance KL to the reference model. 0: no reference model is kept."""
+    entropy: float = 0.0
+    """Weight of an entropy bonus."""
+    ratio: str = "token"
+    """token, or sequence: one ratio a trace, the geometric mean of its tokens' (GSPO)."""
+    tis_cap: float = 0.0
+    """Weigh tokens by old policy / sampler, at most this much, where the two differ numerically.
+    0: off. The sampler's is what was drawn from: a temperature other than 1, top_p and top_k are
+    made up for as well, and the `mismatch` numbers have them in."""
+    reduction: str = "sequence_mean"
+    """sequence_mean: every trace weighs the same (published with micro-batches of one);
+    pooled_mean: every `pool` traces do, and within them every token (published for 7B);
+    token_mean: every token of an update does."""
+    pool: int = 4
+    """Traces that pooled_mean pools."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The model that the policy should stay close to."""
+
+    model: str = ""
+    """Its checkpoint. Empty: the model that training starts from (with LoRA: without adapters)."""
+    dtype: str = ""
+    """Kept in float32 or bfloat16. Empty: what is computed in."""
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Traces that are written down to be read: samples.jsonl and samples.html."""
+
+    every: int = 10
+    """After so many steps. 0: never."""
+    groups: int = 4
+    """Prompts each time, with all their traces."""
+
+
+def _optimizer() -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=1e-6, beta2=0.999, weight_decay=0.01, warmup=0.0, final_lr_ratio=1.0
+    )
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Reinforcement learning (GRPO) with the verdict as reward: groups of traces are sampled,
+    rewarded and learnt from. With no option: the judge of the toy task, on a CPU, from its
+    SFT run, which is trained first where it is absent."""
+
+    workdir: str = "runs/grpo_toy_task"
+    """Holds the whole run. The same command again goes on in it."""
+    model: str = ""
+    """The checkpoint or SFT run to start from. Empty: that of the toy task."""
+    data: PromptsConfig = field(default_factory=PromptsConfig)
+    batch_size: int = 1024
+    """Prompts a step."""
+    mini_batch: int = 128
+    """Prompts an update; batch_size / mini_batch updates follow one rollout."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    epochs: float = 1.0
+    """Passes over the prompts."""
+    max_steps: int | None = None
+    """Stop after so many steps, whatever epochs says."""
+    optimizer: OptimizerConfig = field(default_factory=_optimizer)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    pack_length: int | None = None
+    """Tokens of a packed row at the most; it holds a prompt once and several traces after it.
+    None: what a prompt and a trace of the greatest lengths need, and 4,096 at least."""
+    micro_batch_size: int = 1
+    """Packed rows a device computes at a time; the rest of an update is accumulated."""
+    remat: str = "full"
+    """What the backward pass computes again: none, dots (all but matrix products and attention),
+    attention (all but attention) or full."""
+    dtype: str = ""
+    """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
+    mesh: str = ""
+    """Devices by axis, for example fsdp=-1,tensor=2. Empty: all of them fsdp."""
+    sequence_parallel: bool = False
+    """Split the tokens of a row over the tensor axis between layers, for long rows."""
+    max_nonfinite_steps: int = 3
+    """Stop after so many updates in a row whose loss or gradient is not finite."""
+    seed: int = 1
+    """Of the order of the prompts and of sampling."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    log_every: int = 1
+    """Write metrics after so many steps."""
+
+    @property
+    def updates(self) -> int:
+        """Updates a step."""
+        return self.batch_size // self.mini_batch
+
+    def check(self) -> None:
+        """Refuse what cannot work, before a file is read. Raises UserError."""
+        if not self.workdir:
+            raise UserError("--stage=grpo needs --workdir=DIRECTORY")
+        for name, path in (("model", self.model), ("reference.model", self.reference.model)):
+            if path:
+                checkpoint_exists(name, path)
+        if not self.model or not self.data.train:
+            missing = "--model=CHECKPOINT" if not self.model else "--data.train=PAIRS"
+            raise UserError(
+                f"also name {missing}; with neither --model nor --data.train the toy task is learnt"
+            )
+        for name in (
+            "batch_size",
+            "mini_batch",
+            "micro_batch_size",
+            "max_nonfinite_steps",
+            "log_every",
+        ):
+            at_least(name, getattr(self, name), 1)
+        if self.batch_size % self.mini_batch:
+            raise UserError(
+                f"--mini_batch={self.mini_batch} does not divide --batch_size={self.batch_size}; "
+                "a step makes batch_size / mini_batch updates"
+            )
+        if self.data.both_orders and self.mini_batch % 2:
+            raise UserError(
+                f"--mini_batch={self.mini_batch} must be even: with --data.both_orders the two "
+                "orders of a pair belong to one update"
+            )
+        if self.max_steps is not None:
+            at_least("max_steps", self.max_steps, 1)
+        if not self.epochs > 0:
+            raise UserError(f"--epochs={self.epochs} must be above 0")
+        if self.pack_length is not None:
+            at_least("pack_length", self.pack_length, 8)
+        at_least("data.max_prompt", self.data.max_prompt, 1)
+        self._check_rollout()
+        self._check_objective()
+        one_of("remat", self.remat, REMAT)
+        one_of("dtype", self.dtype, ("", *DTYPES))
+        one_of("reference.dtype", self.reference.dtype, ("", *DTYPES))
+        at_least("lora.rank", self.lora.rank, 0)
+        self.optimizer.check()
+        self.checkpoint.check()
+        self.validation.check()
+        at_least("samples.every", self.samples.every, 0)
+        at_least("samples.groups", self.samples.groups, 1)
+
+    def _check_rollout(self) -> None:
+        rollout = self.rollout
+        if rollout.samples < 2:
+            raise UserError(
+                f"--rollout.samples={rollout.samples}: a trace is compared with the others of its "
+                "prompt, so there must be at least 2"
+            )
+        at_least("rollout.max_response", rollout.max_response, 1)
+        if not rollout.temperature > 0:
+            raise UserError(
+                f"--rollout.temperature={rollout.temperature} must be above 0: all traces of a "
+                "prompt would be the same, and nothing could be learnt from them"
+            )
+        if not 0 < rollout.top_p <= 1:
+            raise UserError(f"--rollout.top_p={rollout.top_p} must be above 0 and at most 1")
+        at_least("rollout.top_k", rollout.top_k, 0)
+        if rollout.max_num_seqs is not None:
+            at_least("rollout.max_num_seqs", rollout.max_num_seqs, 1)
+        one_of("reward.truncated", self.reward.truncated, TRUNCATED)
+        if self.reward.truncated == "shape":
+            at_least("reward.buffer", self.reward.buffer, 1)
+            if self.reward.buffer > rollout.max_response:
+                raise UserError(
+                    f"--reward.buffer={self.reward.buffer} is longer than "
+                    f"--rollout.max_response={rollout.max_response}"
+                )
+
+    def _check_objective(self) -> None:
+        objective = self.objective
+        for name in ("clip_low", "clip_high", "kl", "entropy", "tis_cap"):
+            at_least(f"objective.{name}", getattr(objective, name), 0)
+        if objective.clip_low >= 1:
+            raise UserError(f"--objective.clip_low={objective.clip_low} must be below 1")
+        one_of("objective.ratio", objective.ratio, RATIOS)
+        one_of("objective.reduction", objective.reduction, GRPO_REDUCTIONS)
+        at_least("objective.pool", objective.pool, 1)
+        at_least("advantage.max_rounds", self.advantage.max_rounds, 1)
+        if self.reference.model and not objective.kl:
+            raise UserError(
+                f"--reference.model={self.reference.model} is given, but --objective.kl=0 needs "
+                "none"
+            )

@@ -1,0 +1,162 @@
+"""A file of records that a stage goes on with after a kill: appended one by one, none half written.
+
+Beside `verdicts.jsonl` lies `verdicts.jsonl.run.json`: the settings that its records were made
+with. A run with other settings may not go on in the same file.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rmr1_jax.errors import UserError
+from rmr1_jax.io.atomic_write import atomic_write
+
+GO_ON = "run the same command again: it goes on after the last finished record"
+
+
+class RecordLog:
+    """Opens (or creates) `path`, cuts off a record that a kill left half written, and appends.
+
+    One process at a time holds it. The settings are in `info`, by default beside it. Raises
+    UserError where the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, *, info: Path | None = None) -> None:
+        self.path = path
+        self._info_path = info or path.with_name(path.name + ".run.json")
+        self.count = 0  # whole records in the file
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose another --output"
+            ) from error
+        try:
+            self._lock()
+            self._refuse_foreign_file()
+            self._end = self._cut_half_record()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records that are in the file, one by one."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = None
+                if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                    raise UserError(
+                        f"{self.path}, line {number}: is no record of this stage; "
+                        "choose another --output, or delete this one to start again"
+                    )
+                yield record
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Write one record and wait until it is on the disk."""
+        # No surrogates get here from preferences or tokenizers; "replace" keeps it that way.
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+        data = memoryview(line + b"\n")
+        size = len(data)
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); the {self.count} records "
+                f"before are kept. Mend that and {GO_ON}"
+            ) from error
+        self._end += size
+        self.count += 1
+
+    def check_settings(
+        self, settings: Mapping[str, object], *, even_if_empty: bool = False
+    ) -> None:
+        """Refuse to go on with settings other than the records were made with.
+
+        Settings that are recorded but not in `settings` are not compared, and none are where there
+        is no record, unless asked for: other files may have been made with them.
+        """
+        if self.count == 0 and not even_if_empty:
+            return
+        earlier = self.run_info().get("settings", {})
+        changed = [
+            f"{name} was {earlier.get(name)!r} and is now {value!r}"
+            for name, value in settings.items()
+            if earlier.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path}: its {self.count} records were made with other settings: "
+                f"{'; '.join(changed)}. Take those back, choose another --output, or delete this "
+                "one to start again"
+            )
+
+    def run_info(self) -> dict[str, Any]:
+        """What `write_run_info` recorded."""
+        try:
+            info = json.loads(self._info_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._info_path}: cannot be read, so it is not known how the records of "
+                f"{self.path.name} were made; choose another --output"
+            ) from error
+        return info if isinstance(info, dict) else {}
+
+    def write_run_info(self, info: Mapping[str, object]) -> None:
+        """Record the settings, whole or not at all."""
+        atomic_write(self._info_path, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise UserError(f"{self.path}: is no ordinary file, so a run could not go on in it")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path}: another run is writing it; wait for that run or choose another "
+                "--output"
+            ) from error
+
+    def _refuse_foreign_file(self) -> None:
+        # Before anything is cut off: the settings are always there before the first byte is.
+        if os.fstat(self._file).st_size > 0 and not self._info_path.exists():
+            raise UserError(
+                f"{self.path}: exists, and there is no {self._info_path.name} beside it to say how "
+                "it was made; choose another --output, or delete this one"
+            )
+
+    def _cut_half_record(self) -> int:
+        """Count the records, drop what follows the last line end, and stand at the end."""
+        end = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.count += 1
+                    end += len(line)
+        os.ftruncate(self._file, end)
+        os.lseek(self._file, end, os.SEEK_SET)
+        return end

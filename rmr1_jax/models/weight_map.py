@@ -1,0 +1,307 @@
+"""The tensors of a decoder: one table of our paths, the names others give them, and their shapes.
+
+Other people's checkpoints hold one two-dimensional tensor a layer; ours are stacked over layers and
+keep heads apart (`transformer.py`). The table says how each maps, for every format that is read.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from rmr1_jax.models.model_config import ModelConfig
+
+# Host memory that reading one tensor may take on top of its destination.
+READ_BYTES = 64 << 20
+# A leaf of at most this size per device is put there whole, a larger one in groups of layers.
+GROUP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One row of the table.
+
+    `axes` groups our dimensions (without L) into those of the foreign tensor; `transposed` says
+    that the foreign tensor has the groups in reverse order, as `[out, in]` weights do.
+    """
+
+    path: str
+    huggingface: str
+    gguf: str
+    axes: tuple[str, ...]
+    transposed: bool = False
+    only_if: Callable[[ModelConfig], bool] = lambda config: True
+
+    @property
+    def stacked(self) -> bool:
+        """Whether there is one per layer."""
+        return self.path.startswith("layers/")
+
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """Our shape, [L, ...] for stacked tensors."""
+        sizes = dimensions(config)
+        return tuple(sizes[letter] for letter in ("L" if self.stacked else "") + "".join(self.axes))
+
+    def foreign_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """The shape of one layer's tensor in a Hugging Face checkpoint or a GGUF file."""
+        sizes = dimensions(config)
+        shape = tuple(math.prod(sizes[letter] for letter in group) for group in self.axes)
+        return shape[::-1] if self.transposed else shape
+
+    def layers(self, config: ModelConfig) -> range:
+        """The layers that have this tensor: all, or a single nameless one."""
+        return range(config.num_layers if self.stacked else 1)
+
+
+def _kernel(path: str, huggingface: str, gguf: str, *axes: str) -> Tensor:
+    return Tensor(
+        f"layers/{path}/kernel",
+        f"model.layers.{{layer}}.{huggingface}.weight",
+        f"blk.{{layer}}.{gguf}.weight",
+        axes,
+        transposed=True,
+    )
+
+
+def _bias(path: str, huggingface: str, gguf: str, axes: str, switch: str) -> Tensor:
+    return Tensor(
+        f"layers/{path}/bias",
+        f"model.layers.{{layer}}.{huggingface}.bias",
+        f"blk.{{layer}}.{gguf}.bias",
+        (axes,),
+        only_if=lambda config: bool(getattr(config, switch)),
+    )
+
+
+def _scale(path: str, huggingface: str, gguf: str, axes: str) -> Tensor:
+    return Tensor(
+        f"layers/{path}/scale",
+        f"model.layers.{{layer}}.{huggingface}.weight",
+        f"blk.{{layer}}.{gguf}.weight",
+        (axes,),
+        only_if=lambda config: axes == "D" or config.qk_norm,
+    )
+
+
+TENSORS = (
+    Tensor("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", ("V", "D")),
+    _scale("attention_norm", "input_layernorm", "attn_norm", "D"),
+    _kernel("attention/query", "self_attn.q_proj", "attn_q", "D", "NH"),
+    _bias("attention/query", "self_attn.q_proj", "attn_q", "NH", "qkv_bias"),
+    _kernel("attention/key", "self_attn.k_proj", "attn_k", "D", "KH"),
+    _bias("attention/key", "self_attn.k_proj", "attn_k", "KH", "qkv_bias"),
+    _kernel("attention/value", "self_attn.v_proj", "attn_v", "D", "KH"),
+    _bias("attention/value", "self_attn.v_proj", "attn_v", "KH", "qkv_bias"),
+    _scale("attention/query_norm", "self_attn.q_norm", "attn_q_norm", "H"),
+    _scale("attention/key_norm", "self_attn.k_norm", "attn_k_norm", "H"),
+    _kernel("attention/output", "self_attn.o_proj", "attn_output", "NH", "D"),
+    _bias("attention/output", "self_attn.o_proj", "attn_output", "D", "output_bias"),
+    _scale("mlp_norm", "post_attention_layernorm", "ffn_norm", "D"),
+    _kernel("mlp/gate", "mlp.gate_proj", "ffn_gate", "D", "F"),
+    _bias("mlp/gate", "mlp.gate_proj", "ffn_gate", "F", "mlp_bias"),
+    _kernel("mlp/up", "mlp.up_proj", "ffn_up", "D", "F"),
+    _bias("mlp/up", "mlp.up_proj", "ffn_up", "F", "mlp_bias"),
+    _kernel("mlp/down", "mlp.down_proj", "ffn_down", "F", "D"),
+    _bias("mlp/down", "mlp.down_proj", "ffn_down", "D", "mlp_bias"),
+    Tensor("final_norm/scale", "model.norm.weight", "output_norm.weight", ("D",)),
+    Tensor(
+        "lm_head/kernel",
+        "lm_head.weight",
+        "output.weight",
+        ("D", "V"),
+        transposed=True,
+        only_if=lambda config: not config.tie_embeddings,
+    ),
+)
+
+
+def dimensions(config: ModelConfig) -> dict[str, int]:
+    """The size of every dimension letter."""
+    return {
+        "L": config.num_layers,
+        "D": config.hidden_size,
+        "F": config.intermediate_size,
+        "N": config.num_heads,
+        "K": config.num_kv_heads,
+        "H": config.head_dim,
+        "V": config.vocab_size,
+    }
+
+
+def tensors_of(config: ModelConfig) -> list[Tensor]:
+    """The rows of the table that a model with this config has."""
+    return [tensor for tensor in TENSORS if tensor.only_if(config)]
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """How many numbers the model learns; tied embeddings count once."""
+    return sum(math.prod(tensor.shape(config)) for tensor in tensors_of(config))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested dict as ("layers/mlp/up/kernel", leaf)."""
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+class Source(Protocol):
+    """Where tensors are read from."""
+
+    def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
+        """A window of one layer's tensor in its foreign shape."""
+        ...
+
+
+def assemble(
+    config: ModelConfig,
+    source: Source,
+    dtype: np.dtype,
+    shardings: Mapping[str, Any] | None = None,
+    on_read: Callable[[int], None] = lambda size: None,
+) -> dict[str, Any]:
+    """The parameters of a model, read straight onto the devices that will hold them.
+
+    One leaf at a time, and of it only what this process' devices hold, in groups of layers, so that
+    the host never holds more than one foreign tensor or `GROUP_BYTES`, whichever is larger, plus
+    `READ_BYTES`. `shardings` is a matching tree of shardings (default: all on one device).
+    `on_read` hears the number of parameters in each finished leaf.
+    """
+    placed = dict(flatten(shardings)) if shardings is not None else {}
+    leaves = {}
+    for tensor in tensors_of(config):
+        sharding = placed[tensor.path] if shardings is not None else default_sharding()
+        leaf = leaves[tensor.path] = _leaf(config, tensor, source, dtype, sharding)
+        on_read(leaf.size)
+    return nest(leaves)
+
+
+def default_sharding() -> Sharding:
+    """All on the device where JAX puts new arrays."""
+    return SingleDeviceSharding(next(iter(jnp.zeros(()).devices())))
+
+
+def _leaf(
+    config: ModelConfig, tensor: Tensor, source: Source, dtype: np.dtype, sharding: Sharding
+) -> jax.Array:
+    shape = tensor.shape(config)
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(
+            part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True)
+        )
+        holders.setdefault(bounds, []).append(device)
+    pieces = []
+    for bounds, devices in holders.items():
+        pieces += _piece(config, tensor, source, dtype, bounds, devices)
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+
+def _piece(
+    config: ModelConfig,
+    tensor: Tensor,
+    source: Source,
+    dtype: np.dtype,
+    bounds: tuple[tuple[int, int], ...],
+    devices: list[jax.Device],
+) -> list[jax.Array]:
+    """The part of a leaf within `bounds`, on each of the devices."""
+    shape = tuple(stop - start for start, stop in bounds)
+    first, last = bounds[0] if tensor.stacked else (0, 1)
+    layer_shape = shape[1:] if tensor.stacked else shape
+    per_group = layers_at_once(layer_shape, dtype)
+
+    def read_layers(start: int, stop: int) -> np.ndarray:
+        group = np.empty((stop - start, *layer_shape), dtype)
+        for layer in range(start, stop):
+            within = bounds[1:] if tensor.stacked else bounds
+            _read_layer(config, tensor, source, layer, within, group[layer - start])
+        return group
+
+    if last - first <= per_group:
+        whole = read_layers(first, last).reshape(shape)
+        return [jax.block_until_ready(jax.device_put(whole, device)) for device in devices]
+    pieces = [jnp.zeros(shape, dtype, device=device) for device in devices]
+    for start in range(first, last, per_group):
+        group = read_layers(start, min(start + per_group, last))
+        # Unfinished transfers keep their source alive: waiting for each bounds the host memory.
+        pieces = [
+            jax.block_until_ready(put_layers(piece, jax.device_put(group, device), start - first))
+            for piece, device in zip(pieces, devices, strict=True)
+        ]
+    return pieces
+
+
+def layers_at_once(layer_shape: Sequence[int], dtype: np.dtype) -> int:
+    """How many layers of a leaf go to a device together."""
+    return max(1, GROUP_BYTES // max(1, math.prod(layer_shape) * dtype.itemsize))
+
+
+@jax.jit(donate_argnums=0)
+def put_layers(piece: jax.Array, group: jax.Array, start: int) -> jax.Array:
+    """Some layers into a leaf, from layer `start` on."""
+    return jax.lax.dynamic_update_slice_in_dim(piece, group, start, axis=0)
+
+
+def _read_layer(
+    config: ModelConfig,
+    tensor: Tensor,
+    source: Source,
+    layer: int,
+    bounds: tuple[tuple[int, int], ...],
+    destination: np.ndarray,
+) -> None:
+    """Fills `destination`, one layer of our shape within `bounds`, from the foreign tensor."""
+    windows, letters = [], iter(zip("".join(tensor.axes), bounds, strict=True))
+    for group in tensor.axes:
+        _, (start, stop) = next(letters)
+        if len(group) == 2:  # heads and the dimension of a head, which are one foreign dimension
+            _, (low, high) = next(letters)
+            if (low, high) != (0, config.head_dim):
+                raise ValueError(f"{tensor.path}: the dimension of a head cannot be sharded")
+            start, stop = start * config.head_dim, stop * config.head_dim
+        windows.append(slice(start, stop))
+    if tensor.transposed:
+        windows.reverse()
+    rows, *columns = windows
+    flat = destination.reshape([s.stop - s.start for s in (rows, *columns)][:: _step(tensor)])
+    width = math.prod(s.stop - s.start for s in columns)
+    # Four bytes an element, and whole heads, since some sources reorder rows within a head.
+    count = max(1, READ_BYTES // (4 * width * config.head_dim)) * config.head_dim
+    for start in range(rows.start, rows.stop, count):
+        stop = min(start + count, rows.stop)
+        block = source.read(tensor, layer, (slice(start, stop), *columns))
+        if tensor.transposed:
+            _copy_transposed(block, flat[:, start - rows.start : stop - rows.start])
+        else:
+            flat[start - rows.start : stop - rows.start] = block
+
+
+def _step(tensor: Tensor) -> int:
+    return -1 if tensor.transposed else 1
+
+
+def _copy_transposed(block: np.ndarray, destination: np.ndarray) -> None:
+    # A few rows at a time stay in the cache: five times the speed of one strided copy.
+    for row in range(0, len(block), 16):
+        destination[:, row : row + 16] = block[row : row + 16].T

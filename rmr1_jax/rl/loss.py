@@ -1,0 +1,261 @@
+"""The objective of stage 2: GRPO (arXiv 2402.03300) as RM-R1 trains with it (spec §4.5).
+
+  L = 1/n  sum_i  w_i  sum_t  [ max(-A_i r_it, -A_i clip(r_it, 1 - 0.2, 1 + 0.2)) + 0.001 k_it ]
+
+  r_it = p(y_it) / p_old(y_it)                 p(y_it), short for p(y_it | x_i, y_i<t), is trained
+  k_it = exp(d_it) - d_it - 1, at most 10      d_it = log p_ref(y_it) - log p(y_it)
+
+A_i compares response i with the others to its prompt. p_old is the model before the first update on
+these samples, p_ref the model before stage 2. The weights w come with the batch, and say what is
+averaged (`advantages.token_weights`); n is the sum of w over all tokens of a mini-batch.
+
+Options, none of them published: other bounds for the two sides ("clip higher", DAPO); an entropy
+bonus, L - c mean(H); one ratio a response (GSPO); and, where the sampler's probabilities p_s differ
+from the trainer's, a factor min(p_old / p_s, cap) for each token of the first term.
+
+In a `GroupBatch` the responses to a prompt share one copy of it, which changes nothing here.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from rmr1_jax.config import GrpoConfig
+from rmr1_jax.data.packed_batch import GroupBatch
+from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.models.transformer import Remat, Transformer
+from rmr1_jax.ops.constrain import Constrain, unconstrained
+from rmr1_jax.ops.cross_entropy import target_logprobs
+from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
+from rmr1_jax.training.sharding_plan import ShardingPlan
+from rmr1_jax.training.step import Objective, batch_logprobs
+
+_HIGHEST_KL = 10.0
+_LIKELY = (0.9, 1.1)
+"""Ratios of trainer to sampler outside of these are counted."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is fixed when compiling; the defaults are the published numbers."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.001
+    """0: `reference_logprobs` is not read."""
+    entropy: float = 0.0
+    """Above 0, the exact entropy is computed, and a part of it subtracted from the loss."""
+    ratio: Literal["token", "sequence"] = "token"
+    """One ratio a token, or one a response: the geometric mean over its tokens (GSPO)."""
+    tis_cap: float = 0.0
+    """0: no correction for what sampler and trainer differ in."""
+    on_policy: bool = False
+    """p_old is p itself, which is so where a step has one update; `old_logprobs` is not read."""
+
+
+class Sums(NamedTuple):
+    """What adds up over the micro-batches of a mini-batch; nothing here has a gradient.
+
+    The first four are shares of means with the weights w: loss = policy_loss + kl coefficient * kl
+    - entropy coefficient * entropy. The others are over tokens: divide them by `tokens`.
+    """
+
+    loss: Float[Array, ""]
+    policy_loss: Float[Array, ""]
+    kl: Float[Array, ""]
+    """0 where there is no reference model."""
+    entropy: Float[Array, ""]
+    """By default the mean of -log p: an estimate, unbiased for samples at temperature 1."""
+    tokens: Float[Array, ""]
+    ratio: Float[Array, ""]
+    clipped_low: Float[Array, ""]
+    """Tokens with A < 0 whose ratio fell below 1 - clip_low: they no longer teach."""
+    clipped_high: Float[Array, ""]
+    """Tokens with A > 0 whose ratio rose above 1 + clip_high."""
+    mismatch: Float[Array, ""]
+    """|log p_old - log p_s|, trainer and sampler on the same weights."""
+    mismatch_far: Float[Array, ""]
+    """Tokens with p_old / p_s outside [0.9, 1.1]."""
+    mismatch_highest: Float[Array, ""]
+    """The highest |log p_old - log p_s|; a maximum, not a sum."""
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        return cls(*(jnp.zeros(()) for _ in cls._fields))
+
+    def plus(self, other: "Sums") -> "Sums":
+        highest = jnp.maximum(self.mismatch_highest, other.mismatch_highest)
+        added = Sums(*(a + b for a, b in zip(self, other, strict=True)))
+        return added._replace(mismatch_highest=highest)
+
+
+def grpo(
+    model: Transformer,
+    micro: GroupBatch,
+    weight_of_step: Float[Array, ""],
+    *,
+    settings: Settings,
+    remat: Remat = "none",
+    constrain: Constrain = unconstrained,
+    attention: PackedAttention = packed_attention,
+    batch_shards: int = 1,
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss of one micro-batch (leaves [R, ...]) as its share of the mini-batch's, and the sums
+    to report. Both are 0 where nothing has a weight.
+    """
+    logprobs, entropy = _forward(
+        model, micro, settings.entropy > 0, remat, constrain, attention, batch_shards
+    )
+    now = jax.lax.stop_gradient(logprobs)
+    valid = micro.loss_weights > 0
+    old = jnp.where(valid, now if settings.on_policy else micro.old_logprobs, 0.0)
+    weights = micro.loss_weights / jnp.where(weight_of_step == 0, 1.0, weight_of_step)
+    mean = lambda each: jnp.sum(weights * each)  # noqa: E731
+    count = partial(jnp.sum, where=valid, dtype=jnp.float32)
+
+    ratio = jnp.exp(_log_ratio(logprobs, old, micro.loss_response_ids, valid, settings))
+    clipped = jnp.clip(ratio, 1 - settings.clip_low, 1 + settings.clip_high)
+    plain, bounded = -micro.advantages * ratio, -micro.advantages * clipped
+    policy = jnp.maximum(plain, bounded)
+    off = jnp.where(valid, old - micro.sampler_logprobs, 0.0)
+    if settings.tis_cap:
+        policy *= jnp.minimum(jnp.exp(off), settings.tis_cap)
+    policy_loss = loss = mean(policy)
+    kl = jnp.zeros(())
+    if settings.kl:
+        kl = mean(low_variance_kl(jnp.where(valid, micro.reference_logprobs - logprobs, 0.0)))
+        loss += settings.kl * kl
+    if settings.entropy > 0:
+        loss -= settings.entropy * mean(entropy)
+
+    low, high = _LIKELY
+    sums = Sums(
+        loss=loss,
+        policy_loss=policy_loss,
+        kl=kl,
+        entropy=mean(entropy),
+        tokens=count(valid),
+        ratio=count(ratio),
+        clipped_low=count((bounded > plain) & (ratio < 1)),
+        clipped_high=count((bounded > plain) & (ratio > 1)),
+        mismatch=count(jnp.abs(off)),
+        mismatch_far=count((jnp.exp(off) < low) | (jnp.exp(off) > high)),
+        mismatch_highest=jnp.max(jnp.abs(off)),
+    )
+    return loss, jax.lax.stop_gradient(sums)
+
+
+def token_logprobs(
+    model: Transformer,
+    micro: GroupBatch,
+    *,
+    remat: Remat = "none",
+    constrain: Constrain = unconstrained,
+    attention: PackedAttention = packed_attention,
+    batch_shards: int = 1,
+) -> Float[Array, "R W"]:
+    """log p of each target of one micro-batch (leaves [R, ...]), 0 where it has no weight."""
+    return _forward(model, micro, False, remat, constrain, attention, batch_shards)[0]
+
+
+def low_variance_kl(difference: Float[Array, "..."]) -> Float[Array, "..."]:
+    """exp(d) - d - 1 with d = log p_ref - log p: an estimate of KL(p, p_ref) that is never
+    negative. Clamped to [-10, 10]; beyond, its gradient is 0.
+    """
+    # Above 20 the result is clamped anyway, and exp might overflow, whose gradient is no number.
+    difference = jnp.minimum(difference, 2 * _HIGHEST_KL)
+    return jnp.clip(jnp.expm1(difference) - difference, -_HIGHEST_KL, _HIGHEST_KL)
+
+
+def _log_ratio(
+    logprobs: Float[Array, "R W"],
+    old: Float[Array, "R W"],
+    response_ids: Int[Array, "R W"],
+    valid: Bool[Array, "R W"],
+    settings: Settings,
+) -> Float[Array, "R W"]:
+    """log p / p_old of each token, or of its whole response (GSPO, arXiv 2507.18071, its token
+    form): the value is the mean over the response, the gradient that of the token."""
+    if settings.ratio == "token":
+        return logprobs - old
+    now = jax.lax.stop_gradient(logprobs)
+    per_response = jax.vmap(partial(jax.ops.segment_sum, num_segments=response_ids.shape[1] + 1))
+    total, tokens = per_response(now - old, response_ids), per_response(valid * 1.0, response_ids)
+    means = jnp.take_along_axis(total / jnp.maximum(tokens, 1), response_ids, axis=1)
+    return means + (logprobs - now)
+
+
+def _forward(
+    model: Transformer,
+    micro: GroupBatch,
+    exact_entropy: bool,
+    remat: Remat,
+    constrain: Constrain,
+    attention: PackedAttention,
+    batch_shards: int,
+) -> tuple[Float[Array, "R W"], Float[Array, "R W"]]:
+    """log p of each target, and the entropy there or its estimate. Hidden states are gathered where
+    something is learnt, so that the output head is computed nowhere else."""
+    hidden = model(
+        micro.tokens,
+        micro.positions,
+        micro.segment_ids,
+        micro.response_ids,
+        remat=remat,
+        constrain=constrain,
+        attention=attention,
+    )
+    learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
+    learnt = constrain(learnt, ("batch", None, None))
+    head, layout = model.head()
+    inputs = learnt, head, micro.loss_targets, micro.loss_weights > 0
+    where: dict[str, Any] = {
+        "layout": layout,
+        "batch_shards": batch_shards,
+        "constrain": constrain,
+    }
+    if exact_entropy:
+        logprobs, _, entropy = target_logprobs(*inputs, **where, entropy=True)
+        return logprobs, entropy
+    logprobs, _ = target_logprobs(*inputs, **where)
+    return logprobs, -jax.lax.stop_gradient(logprobs)
+
+
+def grpo_objective(config: GrpoConfig, placement: ShardingPlan) -> Objective:
+    """The clipped policy gradient."""
+    return partial(grpo, settings=settings_of(config), **placement.objective_options(config.remat))
+
+
+def logprob_pass(
+    config: GrpoConfig, model: ModelConfig, placement: ShardingPlan, dtype: DTypeLike
+) -> Any:
+    """The compiled (params, batch, base) -> log p of each target; of old policy and reference."""
+    return jax.jit(
+        partial(
+            batch_logprobs,
+            config=model,
+            dtype=dtype,
+            token_logprobs=partial(token_logprobs, **placement.objective_options(config.remat)),
+        ),
+        out_shardings=placement.batch,
+        compiler_options=placement.compiler_options,
+    )
+
+
+def settings_of(config: GrpoConfig) -> Settings:
+    """The objective's settings."""
+    objective = config.objective
+    return Settings(
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        kl=objective.kl,
+        entropy=objective.entropy,
+        ratio=cast(Literal["token", "sequence"], objective.ratio),
+        tis_cap=objective.tis_cap,
+        on_policy=config.updates == 1,
+    )

@@ -1,0 +1,141 @@
+"""Rollout: groups of traces from the weights of the moment."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.typing import DTypeLike
+
+from rmr1_jax.data.prompt_set import Prompt
+from rmr1_jax.errors import UserError
+from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.models.transformer import Params
+from rmr1_jax.sampling.request_queue import worth_sharing
+from rmr1_jax.sampling.scheduler import Request, Sample, Scheduler, Work
+from rmr1_jax.training.resharding import decoding_mesh, make_reshard
+from rmr1_jax.training.sharding_plan import ShardingPlan
+
+CPU_SLOTS, ACCELERATOR_SLOTS = 64, 256  # where a configuration leaves them to the machine
+
+
+class Rollout:
+    """Samples a group for each prompt of a step: `reshard`, then `sample` as often as wanted.
+
+    Every process of a run calls both, with the same arguments, and gets all samples.
+
+    Args:
+      model: the architecture.
+      placement: of the run.
+      dtype: to decode in.
+      group_size: samples a prompt.
+      slots: samples written at the same time, over all devices.
+      max_new_tokens: the longest response; less where the model's context ends before.
+      stop_ids: tokens that end a response.
+      prefix: tokens that prompts begin with, computed once a call of `sample` for all of them.
+      temperature, top_p, top_k: of the distribution that is drawn from.
+
+    Attributes:
+      engine: what samples.
+      reshard_seconds: what the last `reshard` took, until the weights were there.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        placement: ShardingPlan,
+        *,
+        dtype: DTypeLike,
+        group_size: int,
+        slots: int,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        prefix: Sequence[int] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self.stop_ids, self.prefix = tuple(sorted(set(stop_ids))), worth_sharing(prefix)
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.reshard_seconds = 0.0
+        self._reshard = make_reshard(model, placement, dtype)
+        self.engine = Scheduler(
+            model,
+            {},
+            slots=slots,
+            group_size=group_size,
+            mesh=decoding_mesh(placement),
+        )
+
+    @property
+    def work(self) -> Work:
+        """What the last `sample` did, exactly."""
+        return self.engine.work
+
+    def reshard(self, params: Params) -> None:
+        """Sample with these weights (all of them, with adapters if there are any) from now on."""
+        self.release()  # or old and new ones would be held at the same time
+        start = time.perf_counter()
+        self.engine.programs.weights = jax.block_until_ready(self._reshard(params))
+        self.reshard_seconds = time.perf_counter() - start
+
+    def release(self) -> None:
+        """Give up the weights: an update has no use for them. `reshard` before sampling again."""
+        self.engine.programs.weights = {}
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        indices: Sequence[int],
+        seed: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """A group of samples for each prompt, in the order of the prompts.
+
+        Tokens depend on weights, prompt, `seed` and the prompt's index, not on what is sampled
+        beside them or was sampled before (docs/decisions/005).
+
+        Args:
+          prompts: each leaves room for a token in the model's context, or UserError names it.
+          indices: of each prompt, its identity in the random stream.
+          seed: of the run.
+          on_progress: called every few dozen steps with tokens so far and finished groups.
+        """
+        requests = [
+            self._request(prompt, index, seed)
+            for prompt, index in zip(prompts, indices, strict=True)
+        ]
+        groups: dict[int, list[Sample]] = {}
+
+        def report(work: Work) -> None:
+            if on_progress is not None:
+                on_progress(work.live_row_steps, len(groups))
+
+        for position, samples in self.engine.generate(
+            requests,
+            max_new_tokens=self.max_new_tokens,
+            after_chunk=report,
+            prefix=self.prefix,
+        ):
+            groups[position] = samples
+        report(self.work)
+        return [groups[position] for position in range(len(prompts))]
+
+    def _request(self, prompt: Prompt, index: int, seed: int) -> Request:
+        room = self.model.max_position - len(prompt.tokens)
+        if room < 1:
+            raise UserError(
+                f"prompt {prompt.id}: its {len(prompt.tokens)} tokens leave no room for a response "
+                f"in the model's context of {self.model.max_position}; drop it, or shorten it"
+            )
+        return Request(
+            tokens=prompt.tokens.tolist(),
+            max_new_tokens=min(self.max_new_tokens, room),
+            stop_ids=self.stop_ids,
+            seed=seed,
+            index=index,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )
