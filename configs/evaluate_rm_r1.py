@@ -2,7 +2,7 @@
 context.
 
 Command:
-    python -m rmr1_jax.main --stage=evaluate --config=configs/evaluate_rm_r1.py \
+    rmr1 evaluate --config=evaluate_rm_r1 \
         --model=MODEL_DIR --prompt=DATA.jsonl --output=results/rm_r1
 
 MODEL_DIR is one of the released checkpoints; DATA.jsonl one of the released data sets, for the

@@ -1,9 +1,9 @@
 """The judge that reinforcement learning made, on held-out pairs of the toy task.
 
 Command:
-    python -m rmr1_jax.main --stage=evaluate --config=configs/evaluate_toy_task.py
+    rmr1 evaluate --config=evaluate_toy_task
 
-The same as --stage=evaluate with no other option: the GRPO run is made first where it is absent.
+The same as `rmr1 evaluate` with no option: the GRPO run is made first where it is absent.
 
 Hardware: two CPU cores (AMD EPYC), a minute once the run is there.
 Expected result: 97 % of the verdicts right, over both orders.

@@ -1,9 +1,9 @@
 """A better judge of the toy task, by reinforcement learning, on a CPU.
 
 Command:
-    python -m rmr1_jax.main --stage=grpo --config=configs/grpo_toy_task.py
+    rmr1 grpo --config=grpo_toy_task
 
-The same as --stage=grpo with no other option: the SFT run that it starts from is trained first
+The same as `rmr1 grpo` with no option: the SFT run that it starts from is trained first
 where it is absent.
 
 Hardware: two CPU cores (AMD EPYC), about a quarter of an hour.

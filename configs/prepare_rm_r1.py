@@ -1,7 +1,7 @@
 """The training mixture of RM-R1, as published.
 
 Command:
-    python -m rmr1_jax.main --stage=prepare --config=configs/prepare_rm_r1.py --output=data/rm_r1
+    rmr1 prepare --config=prepare_rm_r1 --output=data/rm_r1
 
 Three sources from the Hugging Face hub: Math-Step-DPO-10K, 8,000 of Code-Preference-Pairs, and
 Skywork-Reward-Preference-80K-v0.2 without magpie_ultra. Chosen responses alternate between A and B,

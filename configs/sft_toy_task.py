@@ -1,9 +1,9 @@
 """A tiny judge of the toy task, from random weights, on a CPU.
 
 Command:
-    python -m rmr1_jax.main --stage=sft --config=configs/sft_toy_task.py
+    rmr1 sft --config=sft_toy_task
 
-The same as --stage=sft with no other option: pairs and traces are made first where they are absent.
+The same as `rmr1 sft` with no option: pairs and traces are made first where they are absent.
 
 Hardware: two CPU cores (AMD EPYC), about four minutes.
 Expected result: 85 to 90 % of held-out verdicts right over both orders; of the sums, half.

@@ -1,10 +1,10 @@
 """RM-R1's distillation set: 8,753 traces by two teachers in two passes.
 
 Command:
-    python -m rmr1_jax.main --stage=synthesize --config=configs/synthesize_rm_r1.py \
+    rmr1 synthesize --config=synthesize_rm_r1 \
         --input=data/rm_r1 --output=data/rm_r1_traces
 
-data/rm_r1 is a directory that --stage=prepare made; its split `distillation` is used. The keys are
+data/rm_r1 is a directory that `rmr1 prepare` made; its split `distillation` is used. The keys are
 read from ANTHROPIC_API_KEY and OPENAI_API_KEY. As published this goes through the vendors' batch
 APIs, at half the price: the same command with --batch=write, then --batch=read, then both once more
 for pass 2. --max_requests and --max_tokens bound what it may cost.

@@ -12,10 +12,13 @@ project = "rmr1_jax"
 version = release = __version__
 html_title = f"rmr1_jax {release}"
 
-extensions = ["myst_parser", "pages_from_code", "mathml"]
+extensions = ["myst_parser", "sphinx_copybutton", "pages_from_code", "mathml"]
 html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go, .c1"  # prompts, output and comments
 html_show_copyright = False
 smartquotes = False  # they make one dash of the two before an option
 exclude_patterns = ["_build"]

@@ -1,7 +1,9 @@
-"""The command line, `python -m rmr1_jax.main --stage=STAGE [--config=RECIPE] [--field=value]`."""
+"""The command line: `rmr1 STAGE [--config=RECIPE] [--field=value]`.
+
+`python -m rmr1_jax.main --stage=STAGE ...` and `python -m rmr1_jax STAGE ...` do the same.
+"""
 
 import errno
-import importlib
 import logging
 import os
 import sys
@@ -10,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from rmr1_jax.config import STAGES, nearest, parse_config, take_option
+from rmr1_jax import __version__, pipeline
+from rmr1_jax.config import STAGES, nearest, parse_config, recipes, take_option
 from rmr1_jax.distributed.multihost import HELP as DISTRIBUTED_HELP
 from rmr1_jax.distributed.multihost import OPTIONS, Distributed, Joined, join
 from rmr1_jax.errors import UserError
+from rmr1_jax.pipeline import embedded_default
 
-PROGRAM = "python -m rmr1_jax.main"
 CACHE_VARIABLE = "RMR1_JAX_CACHE"
 # Stages whose work several processes share.
 SHARED = ("sft", "grpo", "judge", "evaluate")
@@ -78,24 +81,45 @@ class Job:
 
 
 def run_stage(arguments: Sequence[str], debug: bool, job: Job) -> int:
-    stage, rest = take_option(arguments, "stage")
+    """Do what a command line asks for. Returns the exit status; raises UserError."""
+    stage, rest = take_stage(arguments)
     if stage is None:
-        if not rest or "--help" in rest or "-h" in rest:
+        if "--version" in rest:
+            print(f"rmr1_jax {__version__}")
+        elif not rest or "--help" in rest or "-h" in rest:
             print(help_text())
-            return 0 if rest else 2
-        raise UserError(f"say what to do: --stage={' or --stage='.join(STAGES)}")
+        else:
+            raise UserError(f"{rest[0]}: name a stage first: rmr1 {{{','.join(STAGES)}}}")
+        return 0 if rest else 2
+    if stage == "recipes":
+        print_recipes()
+        return 0
     if stage not in STAGES:
         raise UserError(
-            f"--stage={stage} is unknown{nearest(stage, STAGES)} (there are {', '.join(STAGES)})"
+            f"{stage} is not a stage{nearest(stage, STAGES)} (there are {', '.join(STAGES)})"
         )
     asked, rest = take_distributed(rest)
-    config = parse_config(stage, rest)
+    config = parse_config(stage, rest, embedded_default)
     if not debug:
         quiet_libraries()
     keep_compiled_programs()
     job.joined = join(asked, stage, stage in SHARED)
-    # Not before now: the stages import jax, and --help should not wait for it.
-    return int(importlib.import_module(f"rmr1_jax.stages.{stage}_stage").run(config))
+    return pipeline.run(config)
+
+
+def take_stage(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The stage, which is the first word or `--stage=`, and the other arguments."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    return take_option(arguments, "stage")
+
+
+def print_recipes() -> None:
+    """What `--config` can name, by stage."""
+    known = recipes()
+    width = max(map(len, known))
+    for name, title in known.items():
+        print(f"{name:{width}}  {title}")
 
 
 def take_distributed(arguments: Sequence[str]) -> tuple[Distributed, list[str]]:
@@ -111,24 +135,27 @@ def take_distributed(arguments: Sequence[str]) -> tuple[Distributed, list[str]]:
 def help_text() -> str:
     width = max(map(len, STAGES))
     stages = "\n".join(
-        f"  --stage={name:{width}}  {' '.join((kind.__doc__ or '').split())}"
+        f"  {name:{width}}  {' '.join((kind.__doc__ or '').split())}"
         for name, kind in STAGES.items()
     )
     return f"""\
-usage: {PROGRAM} --stage=STAGE [--config=RECIPE] [--field=value ...] [--debug]
+usage: rmr1 STAGE [--config=RECIPE] [--field=value ...] [--debug]
+       python -m rmr1_jax.main --stage=STAGE [--config=RECIPE] [--field=value ...] [--debug]
 
 {stages}
+  {"recipes":{width}}  List the recipes that --config can name.
 
-  --config=RECIPE  a Python file with `config = ...Config(...)`: values for the fields
-  --field=value    one field of the stage; --stage=STAGE --help lists them
+  --config=RECIPE  a recipe by name, or a Python file with `config = ...Config(...)`
+  --field=value    an option of the stage; `rmr1 STAGE --help` lists them
   --debug          show the traceback of an error, and what the libraries log
+  --version        print the version
 
-Several processes, one a host or one a GPU, can share {", ".join(SHARED)}:
+Several processes, one per host or per GPU, can share {", ".join(SHARED)}:
 
 {DISTRIBUTED_HELP}
 
-Compiled programs are kept in ~/.cache/rmr1_jax/xla, or where {CACHE_VARIABLE} says; if that is
-set but empty, nowhere."""
+Compiled programs are kept in ~/.cache/rmr1_jax/xla, or where {CACHE_VARIABLE} says. If it is set
+but empty, they are not kept."""
 
 
 def quiet_libraries() -> None:

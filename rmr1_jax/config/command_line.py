@@ -1,13 +1,17 @@
 """How a command line and a recipe become one configuration.
 
-A recipe is a Python file that sets `config`, or defines `get_config()`; its values are the defaults
-that `--field=value` overrides.
+A recipe is a Python file that sets `config`, or defines `get_config()` or `get_config(name)`; its
+values are the defaults that `--field=value` overrides. `--config` takes its path, or the name alone
+of one in `configs/`; `:name` behind it chooses among its models.
 """
 
+import ast
 import difflib
+import inspect
 import runpy
+import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -26,18 +30,32 @@ ALSO = (
 )
 
 
-def parse_config(stage: str, arguments: Sequence[str]) -> Any:
+def parse_config(
+    stage: str,
+    arguments: Sequence[str],
+    default: Callable[[str, Collection[str]], Any] = lambda stage, given: STAGES[stage](),
+) -> Any:
     """The configuration of a stage from `[--config=RECIPE] [--field=value ...]`.
 
     `--help` prints the stage's fields and exits. Raises UserError, and SystemExit (after saying
     what is wrong) on a value of the wrong type.
+
+    Args:
+      default: what the fields are parsed over where no recipe is named: a function of the stage and
+        the names of the options given.
     """
     kind = STAGES[stage]
     recipe, overrides = take_option(arguments, "config")
     if kind is PlanConfig:
         return _plan_config(recipe, overrides)
-    default = kind() if recipe is None else load_recipe(recipe, stage)
-    return _parse(stage, kind, overrides, default)
+    over = load_recipe(recipe, stage) if recipe else default(stage, _names(overrides))
+    return _parse(stage, kind, overrides, over)
+
+
+def _names(arguments: Sequence[str]) -> set[str]:
+    """The options that are given, as fields."""
+    given = (word for word in arguments if word.startswith("--"))
+    return {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in given}
 
 
 def _parse(stage: str, kind: type, overrides: Sequence[str], default: Any) -> Any:
@@ -80,9 +98,28 @@ def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
         )
     changed = _parse(stages[type(recipe)], type(recipe), others, recipe)
     default = PlanConfig(
-        recipe=changed, name=Path(path).stem, architecture=values.get("architecture", "")
+        recipe=changed,
+        name=Path(path.replace(":", "_")).stem,
+        architecture=values.get("architecture", ""),
     )
     return cast(PlanConfig, _parse("plan", PlanConfig, own, default))
+
+
+def recipe_folder() -> Path:
+    """Where the recipes lie: beside the package in a checkout, else where they are installed."""
+    checkout = Path(__file__).resolve().parents[2] / "configs"
+    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share/rmr1_jax")
+
+
+def recipes() -> dict[str, str]:
+    """What `--config` can name, each with the first line of its file."""
+    found = {}
+    for file in sorted(recipe_folder().glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        models = runpy.run_path(str(file)).get("MODELS")
+        for name in [f"{file.stem}:{model}" for model in models] if models else [file.stem]:
+            found[name] = " ".join(docstring.partition("\n\n")[0].split())
+    return found
 
 
 def load_recipe(path: str, stage: str) -> Any:
@@ -97,20 +134,47 @@ def load_recipe(path: str, stage: str) -> Any:
     return config
 
 
-def _run_recipe(path: str, kind: type) -> dict[str, Any]:
+def _run_recipe(recipe: str, kind: type) -> dict[str, Any]:
     """All that a recipe defines, `config` among it; `kind` is what it should be, for hints."""
-    if not Path(path).is_file():
-        raise UserError(f"--config={path}: there is no such file; name a Python recipe")
+    name, _, model = recipe.partition(":")
+    path = Path(name)
+    if not path.is_file() and "/" not in name:
+        path = recipe_folder() / f"{name.removesuffix('.py')}.py"
+    if not path.is_file():
+        known = [each.partition(":")[0] for each in recipes()]
+        raise UserError(
+            f"--config={recipe}: there is no such file or recipe{nearest(name, known)} "
+            "(`rmr1 recipes` lists them)"
+        )
     try:
-        names = runpy.run_path(path)
-        config = names["get_config"]() if "get_config" in names else names.get("config")
+        names = runpy.run_path(str(path))
+        config = _config_of(names, recipe, model)
     except UserError:
         raise
     except Exception as error:
-        line = _line_of(error, path)
+        line = _line_of(error, str(path))
         hint = _unknown_field_hint(error, kind)
-        raise UserError(f"--config={path}{line}: {type(error).__name__}: {error}{hint}") from error
-    return {**names, "config": config}
+        message = f"--config={recipe}{line}: {type(error).__name__}: {error}{hint}"
+        raise UserError(message) from error
+    architecture = getattr(names.get("MODELS", {}).get(model), "architecture", "")
+    return {"architecture": architecture, **names, "config": config}
+
+
+def _config_of(names: dict[str, Any], recipe: str, model: str) -> Any:
+    """What a recipe sets; of a table of models, that of one."""
+    get_config = names.get("get_config")
+    if get_config is None or not inspect.signature(get_config).parameters:
+        if model:
+            raise UserError(f"--config={recipe}: this recipe has no table to choose {model} from")
+        return get_config() if get_config else names.get("config")
+    models = names["MODELS"]
+    if model not in models:
+        what = f"there is no {model}{nearest(model, models)}" if model else "name a model"
+        one = recipe.partition(":")[0]
+        raise UserError(
+            f"--config={recipe}: {what} (there are {', '.join(f'{one}:{each}' for each in models)})"
+        )
+    return get_config(model)
 
 
 def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -178,11 +242,8 @@ def _negated(option: str) -> str:
 def _line_of(error: Exception, path: str) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == path
-    ]
+    trace = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in trace if frame.filename == path]
     return f", line {lines[-1]}" if lines else ""
 
 

@@ -5,6 +5,7 @@ Dimensions are those of the `config.json` beside the published weights.
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.model_config import ModelConfig, RopeConfig
+from rmr1_jax.toy_task import tiny_model_config, toy_tokenizer
 
 
 def _qwen2_5(
@@ -77,3 +78,9 @@ def known_config(name: str) -> ModelConfig:
             "name a directory that holds its config.json"
         )
     return ZOO[name]
+
+
+def toy_model() -> ModelConfig:
+    """The small decoder of the toy task, which starts from random weights."""
+    described = tiny_model_config(len(toy_tokenizer()))
+    return ModelConfig.from_hf(described, source="the toy task")

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +19,6 @@ from rmr1_jax.distributed.hosts import (
     broadcast_from_primary,
     is_first,
     log_primary,
-    run_on_primary,
 )
 from rmr1_jax.distributed.multihost import is_one_of_several
 from rmr1_jax.errors import UserError
@@ -36,7 +34,6 @@ from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.stages.judge_stage import judge_settings, load_judge, sampling_options
-from rmr1_jax.stages.toy_pipeline import evaluate_defaults, make_grpo, make_pairs
 
 if TYPE_CHECKING:
     from rmr1_jax.sampling.judge import Judge
@@ -48,11 +45,7 @@ LISTED = 8  # of what is missing or wrong, on the terminal
 
 def run(config: EvaluateConfig) -> int:
     """Returns the exit status: 1 if rows were rejected or prompts were too long, else 0."""
-    config = evaluate_defaults(config)
     config.check()
-    if config.model:
-        run_on_primary(partial(make_pairs, config.preferences), about=config.preferences)
-        make_grpo(config.model)
     alone = config.compare or config.import_logs or config.score_only
     if alone and is_one_of_several() and not is_first():
         return 0  # nothing is judged: there is work for one process

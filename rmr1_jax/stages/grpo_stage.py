@@ -11,7 +11,7 @@ import jax
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.preference_file import RejectsFile
 from rmr1_jax.data.prompt_set import PromptSet, open_prompts
-from rmr1_jax.distributed.hosts import assert_same_on_all_hosts, log_primary, run_on_primary
+from rmr1_jax.distributed.hosts import assert_same_on_all_hosts, log_primary
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.run_directory import open_workdir
 from rmr1_jax.judging import JudgePrompt
@@ -24,7 +24,6 @@ from rmr1_jax.models.weight_map import count_parameters, tensors_of
 from rmr1_jax.rl.reward import load_reward
 from rmr1_jax.rl.trainer import MAY_CHANGE, Grpo, steps_of
 from rmr1_jax.sampling.judge import choose_prompt
-from rmr1_jax.stages.toy_pipeline import grpo_defaults, make_pairs, make_sft
 from rmr1_jax.training.curves import draw_grpo_curves
 from rmr1_jax.training.sharding_plan import ShardingPlan, first_params, make_sharding_plan
 from rmr1_jax.training.training_run import (
@@ -46,12 +45,8 @@ def run(config: GrpoConfig) -> int:
 
     Raises UserError.
     """
-    config = grpo_defaults(config)
     config.check()
     reward = load_reward(config.reward.function)
-    for pairs in (config.data.train, config.validation.judge):
-        run_on_primary(partial(make_pairs, pairs), about=pairs)
-    make_sft(config.model)
     workdir = Path(config.workdir)
     base = load_config(config.model)
     check_lengths(config, base)

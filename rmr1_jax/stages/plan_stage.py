@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from rmr1_jax.config import GrpoConfig, PlanConfig
+from rmr1_jax.config import PlanConfig
 from rmr1_jax.config.plan_config import MEAN_TOKENS
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.models.checkpoint import load_config
 from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.presets import known_config
+from rmr1_jax.models.presets import known_config, toy_model
 from rmr1_jax.models.weight_map import count_parameters
 from rmr1_jax.planning.plan import (
     Plan,
@@ -26,7 +26,7 @@ from rmr1_jax.planning.plan import (
 )
 from rmr1_jax.planning.plan_report import COLUMNS, ranking, sentences, tables, to_json
 from rmr1_jax.planning.topology import parse_topology
-from rmr1_jax.stages.toy_pipeline import grpo_defaults, toy_model
+from rmr1_jax.toy_task.toy_recipes import toy_grpo
 from rmr1_jax.training.training_run import lora_of
 
 
@@ -35,7 +35,7 @@ def run(config: PlanConfig) -> int:
     config.check()
     jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever devices are here
     topology = parse_topology(config.topology)
-    recipe = config.recipe or grpo_defaults(GrpoConfig())
+    recipe = config.recipe or toy_grpo()
     prompt, response = config.lengths(recipe)
     model = model_of(config, recipe)
     console, progress = Console(), Console(stderr=True)

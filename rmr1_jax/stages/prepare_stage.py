@@ -33,7 +33,6 @@ from rmr1_jax.data.splits import Choices, EmptyMixture, make_plan
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.judging import Message, Preference, RecordError, load_prompt
-from rmr1_jax.stages.toy_pipeline import prepare_defaults
 
 NAME = "preferences"  # of the data set, as TFDS calls it
 SETTINGS, REPORT, REJECTS, WORK = "prepare.json", "report.json", "rejects.jsonl", "work"
@@ -43,7 +42,7 @@ LATE = ("balance", "validation", "distillation", "exact_duplicates", "shard_reco
 
 def run(config: PrepareConfig) -> int:
     """Returns the exit status: 1 if a record was rejected, else 0."""
-    report = prepare(prepare_defaults(config))
+    report = prepare(config)
     return 1 if report.rejected else 0
 
 

@@ -14,8 +14,8 @@ from rmr1_jax.io.run_directory import open_workdir
 from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenizer
 from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.models.presets import toy_model
 from rmr1_jax.models.weight_map import count_parameters
-from rmr1_jax.stages.toy_pipeline import make_pairs, make_traces, sft_defaults, toy_model
 from rmr1_jax.training.curves import draw_curves
 from rmr1_jax.training.sft_trainer import MAY_CHANGE, ROWS, Material, Sft, make_material
 from rmr1_jax.training.sharding_plan import make_sharding_plan
@@ -39,10 +39,7 @@ def run(config: SftConfig) -> int:
 
     Raises UserError.
     """
-    config = sft_defaults(config)
     config.check()
-    run_on_primary(partial(make_traces, config.data.train), about=config.data.train)
-    run_on_primary(partial(make_pairs, config.validation.judge), about=config.validation.judge)
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else toy_model()
     placement = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)

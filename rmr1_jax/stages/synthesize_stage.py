@@ -22,7 +22,6 @@ from rmr1_jax.data.preference_store import ExampleStore
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.io.record_log import GO_ON, RecordLog
 from rmr1_jax.judging import JudgePrompt, load_prompt
-from rmr1_jax.stages.toy_pipeline import make_pairs, synthesize_defaults
 from rmr1_jax.synthesis.make_teacher import (
     PASSES,
     teacher_config,
@@ -37,7 +36,7 @@ from rmr1_jax.synthesis.two_pass import Examples, Report, Synthesis, check_examp
 
 def run(config: SynthesizeConfig) -> int:
     """Returns the exit status: 1 if anything was refused, or the run stopped early, else 0."""
-    report = synthesize(synthesize_defaults(config))
+    report = synthesize(config)
     return 1 if report.refused or report.stopped or report.input_rejects else 0
 
 
@@ -47,7 +46,6 @@ def synthesize(config: SynthesizeConfig) -> Report:
     Raises UserError.
     """
     config.check()
-    make_pairs(config.input)
     formats, prompt, output = teacher_formats(config), judge_prompt(config), Path(config.output)
     settings = run_settings(config, prompt)
     with RecordLog(output / "replies.jsonl") as log:

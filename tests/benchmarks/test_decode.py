@@ -31,7 +31,7 @@ def tiny_llama(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_smallest_run_counts_every_token(tiny_llama: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "decode.json"
     command = [sys.executable, "-m", "benchmarks.decode", f"--model={tiny_llama}", "--markdown"]

@@ -14,6 +14,7 @@ PAGES = [page for page in PAGES if "_build" not in page.parts]
 SHELL = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 MAIN = ["python", "-m", "rmr1_jax.main"]
+SHORT = "rmr1"
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class Command:
 
     @property
     def is_stage(self) -> bool:
-        return [*self.words[:3]] == MAIN
+        return self.words[0] == SHORT or [*self.words[:3]] == MAIN
 
     @property
     def stage(self) -> str:
+        if self.words[0] == SHORT:
+            return self.words[1] if len(self.words) > 1 else ""
         return take_option(self.words[3:], "stage")[0] or ""
 
     @property
     def arguments(self) -> list[str]:
+        if self.words[0] == SHORT:
+            return [*self.words[2:]]
         return take_option(self.words[3:], "stage")[1]
 
     @property

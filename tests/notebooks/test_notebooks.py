@@ -230,7 +230,7 @@ def write_pairs(items: Path, file: Path, count: int = 3) -> str:
     return str(pairs[0]["question"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_small_judge_is_trained_and_then_judges(tmp_path: Path) -> None:
     training = Executed(
         "train_small_judge.ipynb",
@@ -264,7 +264,7 @@ def test_a_small_judge_is_trained_and_then_judges(tmp_path: Path) -> None:
     assert "as given" in given and "what was A is B" in swapped
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_evaluation_is_made_and_read(tmp_path: Path) -> None:
     reading = Executed("read_an_evaluation.ipynb", tmp_path, **LITTLE, SFT_STEPS=36)
     assert "trained minus halfway" in reading.said
@@ -275,7 +275,7 @@ def test_an_evaluation_is_made_and_read(tmp_path: Path) -> None:
         assert list((tmp_path / folder).glob("*.html"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("benchmark", ["rewardbench", "rm_bench"])
 def test_any_evaluation_can_be_read(tmp_path: Path, benchmark: str) -> None:
     from rmr1_jax.evaluation.report import write_report

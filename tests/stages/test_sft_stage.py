@@ -365,7 +365,7 @@ class TestBadInput:
 def wider_model() -> Any:
     from dataclasses import replace
 
-    from rmr1_jax.stages.toy_pipeline import toy_model
+    from rmr1_jax.models.presets import toy_model
 
     model = toy_model()
     return replace(model, intermediate_size=2 * model.intermediate_size)

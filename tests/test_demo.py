@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from rmr1_jax import demo
 from rmr1_jax.config import DemoConfig
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.record import Record
 from rmr1_jax.judging import Problem, Side
 from rmr1_jax.main import main
-from rmr1_jax.stages import demo_stage as demo
 from rmr1_jax.toy_task.toy_recipes import toy_grpo, toy_prepare, toy_sft
 
 

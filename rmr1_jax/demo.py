@@ -1,4 +1,4 @@
-"""`--stage=demo`: pairs, traces, a judge trained on both from nothing, and how well it judges."""
+"""The demo: pairs, traces, a judge trained on both from nothing, and how well it judges."""
 
 import itertools
 import json
@@ -22,11 +22,7 @@ from rmr1_jax.evaluation.record import Record
 from rmr1_jax.evaluation.report import write_comparison
 from rmr1_jax.evaluation.results import Results
 from rmr1_jax.judging import parse
-from rmr1_jax.stages import evaluate_stage as evaluate
-from rmr1_jax.stages import grpo_stage as grpo
-from rmr1_jax.stages import prepare_stage as prepare
-from rmr1_jax.stages import sft_stage as sft
-from rmr1_jax.stages import synthesize_stage as synthesize
+from rmr1_jax.pipeline import run_stage
 from rmr1_jax.stages.judge_stage import WHY_NO_VERDICT
 from rmr1_jax.toy_task.toy_recipes import (
     toy_evaluate,
@@ -44,35 +40,34 @@ JUDGED = 200  # pairs
 SHOWN = 4  # judgements shown in full: one of each kind of question
 
 CLOSING = """\
-The same stages train a real judge; configs/ has the recipes of RM-R1. For example
-  {command} --stage=sft --config=configs/sft_qwen2_5_0_5b.py \\
-      --model=MODEL_DIR --data.train=TRACES"""
+The same stages train a real judge; `rmr1 recipes` lists the recipes of RM-R1. For example
+  {command} sft --config=sft_rm_r1:qwen-0.5b --model=MODEL_DIR --data.train=TRACES"""
 
 
 def run(config: DemoConfig) -> int:
     """Prepare, synthesize, train and evaluate in one directory, and show it; an exit status.
 
-    The same command again goes on where an earlier one was stopped.
+    Rerun it to resume.
     """
     config.check()
     workdir, times = Path(config.workdir), Times()
     pairs, traces = workdir / "pairs", workdir / "traces"
     heading(1, "prepare: labelled pairs about small questions")
     with times.measure("prepare"):
-        prepare.prepare(replace(toy_prepare(), output=str(pairs)))
+        run_stage(replace(toy_prepare(), output=str(pairs)))
     heading(2, "synthesize: traces in two passes, by a program")
     with times.measure("synthesize"):
-        synthesize.synthesize(replace(toy_synthesize(), input=str(pairs), output=str(traces)))
+        run_stage(replace(toy_synthesize(), input=str(pairs), output=str(traces)))
     heading(3, "sft: a small model learns from random weights to write such traces")
     first = sft_config(config, pairs, traces)
     with times.measure("sft"):
-        status = sft.run(first)
+        status = run_stage(first)
     if status:
         return status
     heading(4, "grpo: it learns from whether its own traces judge right")
     second = grpo_config(config, pairs, first.workdir)
     with times.measure("grpo"):
-        status = grpo.run(second)
+        status = run_stage(second)
     if status:
         return status
     judges = first.workdir, second.workdir
@@ -80,7 +75,7 @@ def run(config: DemoConfig) -> int:
     results = {Path(judge).name: workdir / "evaluation" / Path(judge).name for judge in judges}
     with times.measure("evaluate"):
         for judge, output in zip(judges, results.values(), strict=True):
-            evaluate.run(evaluate_config(second, judge, output, pairs))
+            run_stage(evaluate_config(second, judge, output, pairs))
     compared = write_comparison(list(results.values()), workdir / "evaluation")
     show(Results(results["grpo"]))
     print(summary(Path(first.workdir), Path(second.workdir)))
@@ -92,7 +87,7 @@ def run(config: DemoConfig) -> int:
     print(f"On one picture: {picture}. Traces with their rewards: {second.workdir}/samples.html.")
     print(f"What they judged, and where they disagree: {compared}.")
     print(f"Seconds: {times}.\n")
-    print(CLOSING.format(command=f"{shown(Path(sys.executable))} -m rmr1_jax.main"))
+    print(CLOSING.format(command=f"{shown(Path(sys.executable))} -m rmr1_jax"))
     return 0
 
 
