@@ -99,7 +99,7 @@ def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
     changed = _parse(stages[type(recipe)], type(recipe), others, recipe)
     default = PlanConfig(
         recipe=changed,
-        name=Path(path.replace(":", "_")).stem,
+        name=values["name"],
         architecture=values.get("architecture", ""),
     )
     return cast(PlanConfig, _parse("plan", PlanConfig, own, default))
@@ -157,7 +157,8 @@ def _run_recipe(recipe: str, kind: type) -> dict[str, Any]:
         message = f"--config={recipe}{line}: {type(error).__name__}: {error}{hint}"
         raise UserError(message) from error
     architecture = getattr(names.get("MODELS", {}).get(model), "architecture", "")
-    return {"architecture": architecture, **names, "config": config}
+    title = "_".join(part for part in (path.stem, model) if part)
+    return {"architecture": architecture, **names, "config": config, "name": title}
 
 
 def _config_of(names: dict[str, Any], recipe: str, model: str) -> Any:

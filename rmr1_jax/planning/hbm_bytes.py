@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import HBM, Computation, Instruction, Program, Shape
 from rmr1_jax.planning.hlo_flops import is_gemm, is_marker
-from rmr1_jax.planning.hlo_walk import Loop, Trips, walk
 
 COLLECTIVES = frozenset(
     {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"}
@@ -45,19 +44,6 @@ class Traffic:
     @property
     def total(self) -> float:
         return self.read + self.written
-
-
-def traffic_by_loop(program: Program, trips: Trips = None) -> dict[tuple[Loop, ...], Traffic]:
-    """HBM traffic of one run by the nest of loops it is in, inner loops apart; () is outside."""
-    memory = HbmTraffic(program)
-    found: dict[tuple[Loop, ...], Traffic] = {}
-    for step in walk(program, trips):
-        one = memory.of(step.instruction)
-        so_far = found.get(step.loops, Traffic())
-        found[step.loops] = Traffic(
-            so_far.read + step.times * one.read, so_far.written + step.times * one.written
-        )
-    return found
 
 
 class HbmTraffic:

@@ -155,12 +155,6 @@ class Instruction:
         found = re.search(r"op_name=\"([^\"]*)\"", self.text)
         return found.group(1) if found else ""
 
-    @cached_property
-    def cycles(self) -> int | None:
-        """The compiler's own estimate, where it makes one (TPU fusions and copies)."""
-        found = re.search(r"\"estimated_cycles\":\"?(\d+)", self.text)
-        return int(found.group(1)) if found else None
-
     @property
     def target(self) -> str:
         """Of a custom call."""
@@ -194,10 +188,6 @@ class Computation:
                 users[operand].append(instruction)
         return {name: tuple(by) for name, by in users.items()}
 
-    @cached_property
-    def position(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.instructions)}
-
     def inputs(self, instruction: Instruction) -> tuple[Shape, ...]:
         """The arrays that an instruction takes, those of tuples one by one."""
         return tuple(s for name in instruction.operands for s in self[name].shapes)
@@ -209,6 +199,8 @@ class Program:
 
     computations: Mapping[str, Computation]
     entry: Computation
+    unread: int = 0
+    """Lines that start like an instruction and are none that can be read."""
 
     def called(self, instruction: Instruction) -> Computation:
         """What a fusion, call or asynchronous start runs."""
@@ -222,6 +214,7 @@ def read_program(text: str) -> Program:
     entry, current = "", ""
     instructions: dict[str, Instruction] = {}
     root: Instruction | None = None
+    unread = 0
 
     def close() -> None:
         if current and instructions:
@@ -238,6 +231,7 @@ def read_program(text: str) -> Program:
             continue
         instruction = _read_instruction(match["name"], current, text[match.end() : end])
         if instruction is None:
+            unread += 1
             continue
         instructions[instruction.name] = instruction
         if match["root"]:
@@ -245,7 +239,7 @@ def read_program(text: str) -> Program:
     close()
     if entry not in computations:
         raise ValueError("no entry computation: not the text of a compiled program")
-    return Program(computations, computations[entry])
+    return Program(computations, computations[entry], unread)
 
 
 def _read_instruction(name: str, computation: str, text: str) -> Instruction | None:

@@ -7,12 +7,11 @@ them dots, inside fusions that Triton compiles, or calls cuBLAS. Elementwise wor
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rmr1_jax.planning.hlo import Computation, Instruction, Program, Shape
-from rmr1_jax.planning.hlo_walk import Loop, Trips, walk
+from rmr1_jax.planning.hlo import Computation, Instruction, Program
+from rmr1_jax.planning.hlo_walk import Trips, walk
 
 # What one fp32 product costs in those of bf16, at a precision. A TPU's multiplier takes several
 # passes. A GPU has half the rate for tf32, and a fifteenth without its matrix units (NVIDIA's data
@@ -87,31 +86,6 @@ def dot_flops(program: Program, trips: Trips = None) -> float:
     return sum(step.times * costs.of(step.instruction).flops for step in walk(program, trips))
 
 
-def dot_flops_by_loop(program: Program, trips: Trips = None) -> dict[tuple[Loop, ...], float]:
-    """The same by the nest of loops it is in, without that of loops further in; () is outside."""
-    costs = Costs(program)
-    found: dict[tuple[Loop, ...], float] = defaultdict(float)
-    for step in walk(program, trips):
-        flops = costs.of(step.instruction).flops
-        if flops:
-            found[step.loops] += step.times * flops
-    return dict(found)
-
-
-@dataclass(frozen=True)
-class CustomCall:
-    """A kernel that the compiler does not look into."""
-
-    name: str
-    """Without the number that makes it unique: for Pallas, the kernel's name."""
-    target: str
-    inputs: tuple[Shape, ...]
-    outputs: tuple[Shape, ...]
-    times: float
-    loops: tuple[Loop, ...]
-    instruction: Instruction
-
-
 # They compute nothing: names for buffers, layouts and markers of asynchronous work.
 _MARKERS = frozenset(
     {"AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "AsyncCollectiveStart"}
@@ -137,23 +111,6 @@ def stated_flops(call: Instruction) -> float | None:
     """FLOPs of one execution of a kernel, where its author says them."""
     found = re.search(r"\"cost_estimate\":\{[^}]*\"flops\":\"?(\d+)", call.text)
     return float(found.group(1)) if found else None
-
-
-def custom_calls(program: Program, trips: Trips = None) -> list[CustomCall]:
-    """Every kernel that is executed (Pallas, cuDNN, ...), with the shapes of its arrays."""
-    return [
-        CustomCall(
-            kernel_name(step.instruction),
-            step.instruction.target,
-            step.computation.inputs(step.instruction),
-            step.instruction.shapes,
-            step.times,
-            step.loops,
-            step.instruction,
-        )
-        for step in walk(program, trips)
-        if step.instruction.opcode == "custom-call" and not is_marker(step.instruction)
-    ]
 
 
 def _dot(instruction: Instruction, computation: Computation) -> float:

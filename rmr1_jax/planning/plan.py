@@ -1,5 +1,6 @@
 """A recipe on chips that are not here: what compiles, what fits, how long it may take."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from rmr1_jax.config.plan_config import PUBLISHED_PAIRS, PUBLISHED_TRACES
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.lora import Lora
 from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.planning.analysis import Analysis, analyse
+from rmr1_jax.planning.analysis import Analysis, analyse, check_reader
 from rmr1_jax.planning.chips import CHIPS, Chip
 from rmr1_jax.planning.compiled import Compiled, compile_ahead
 from rmr1_jax.planning.recipe_programs import Lengths, programs_of
@@ -22,6 +23,7 @@ from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 
 Recipe = SftConfig | GrpoConfig
+UNKNOWN = (math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,45 @@ class Plan:
     steps: int
     """Of the whole run."""
     devices_a_chip: int
+    misread: str = ""
+    """What was counted wrong of a known product, if anything."""
 
     @property
     def fits(self) -> bool:
         return all(line.compiled.fits(self.chip.hbm) for line in self.lines)
 
     @property
-    def step_seconds(self) -> float:
-        """Of all programs of one step; without validation, and what the host does."""
-        return sum(
-            line.compiled.planned.runs * line.analysis.estimate.seconds
-            for line in self.lines
-            if line.analysis is not None
+    def devices(self) -> int:
+        return self.topology.chips * self.devices_a_chip
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the plan has no times; empty where it has."""
+        read = [(line.name, line.analysis) for line in self.lines if line.analysis]
+        found = [f"{name}: {doubt}" for name, analysis in read for doubt in analysis.doubts]
+        return (*((self.misread,) if self.misread else ()), *found)
+
+    @property
+    def step_seconds(self) -> tuple[float, float] | None:
+        """Of all programs of one step, at best and at worst; without validation, and what the host
+        does. None where the programs cannot be read with certainty."""
+        if self.doubts:
+            return None
+        read = [(each.compiled.planned.runs, each.analysis) for each in self.lines if each.analysis]
+        return (
+            sum(runs * analysis.bounds.fastest for runs, analysis in read),
+            sum(runs * analysis.bounds.slowest for runs, analysis in read),
         )
 
     @property
-    def hours(self) -> float:
-        return self.steps * self.step_seconds / 3600
+    def hours(self) -> tuple[float, float] | None:
+        step = self.step_seconds
+        return step and (self.steps * step[0] / 3600, self.steps * step[1] / 3600)
 
     @property
-    def chip_hours(self) -> float:
-        return self.hours * self.topology.chips
+    def chip_hours(self) -> tuple[float, float] | None:
+        hours = self.hours
+        return hours and (hours[0] * self.topology.chips, hours[1] * self.topology.chips)
 
 
 @dataclass(frozen=True)
@@ -114,12 +134,14 @@ class Planner:
             compiled = compile_ahead(each)
             analysis = None
             if compiled.text:
-                analysis = analyse(compiled, chip, devices_per_slice=within)
+                analysis = analyse(compiled, chip, len(devices), devices_per_slice=within)
             # The text of a program is large, and has been read.
             lines.append(Line(replace(compiled, text=""), analysis))
             if until_too_big and not compiled.fits(chip.hbm):
                 break
-        return Plan(recipe, self.topology, chip, tuple(lines), self._steps(recipe), a_chip)
+        misread = check_reader(devices[0]) or ""
+        steps = self._steps(recipe)
+        return Plan(recipe, self.topology, chip, tuple(lines), steps, a_chip, misread)
 
     def _steps(self, recipe: Recipe) -> int:
         published = PUBLISHED_TRACES if isinstance(recipe, SftConfig) else PUBLISHED_PAIRS
@@ -179,13 +201,13 @@ def propose(planner: Planner, candidates: Sequence[Recipe]) -> Plan | None:
 
 
 def search(planner: Planner, first: Plan) -> Iterator[list[Plan]]:
-    """Of a plan and all variants of its recipe those that fit, the fastest first; so far, whenever
-    one more does."""
+    """Of a plan and all variants of its recipe those that fit, the fastest at worst first; so far,
+    whenever one more does."""
     found: list[Plan] = []
     others = variants(first.recipe, planner.model, planner.topology)
     for plan in chain([first], (_tried(planner, each) for each in others)):
         if plan is not None and plan.fits:
-            found = sorted([*found, plan], key=lambda each: each.step_seconds)
+            found = sorted([*found, plan], key=lambda each: (each.step_seconds or UNKNOWN)[1])
             yield found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from rmr1_jax.planning.chips import GPU_SHARE, GPU_SHARE_BY_ITSELF
-from rmr1_jax.planning.estimate import error_of
 from rmr1_jax.planning.plan import Line, Plan, placement_name
+from rmr1_jax.planning.time_bounds import METHOD
 
 GIB = 2**30
 COLUMNS = 120  # that the tables fit into
@@ -43,21 +43,20 @@ def _work_table(plan: Plan) -> Table:
         "Work of a device in one run",
         ("runs a step", "seconds", "TFLOP", "x useful", "GB of HBM", "MFU", "tokens/s/chip"),
     )
-    devices = plan.topology.chips * plan.devices_a_chip
     for line in plan.lines:
         if line.analysis is None:
             continue
-        estimate, planned, rate = line.analysis.estimate, line.compiled.planned, _rate(plan, line)
-        useful = planned.useful_flops / devices
+        bounds, planned = line.analysis.bounds, line.compiled.planned
+        useful = planned.useful_flops / plan.devices
         shown.add_row(
             line.name,
             f"{planned.runs:g}",
-            _number(estimate.seconds),
-            _number(estimate.flops / 1e12),
-            f"{estimate.flops / useful:.2f}" if useful else "",
-            _number((estimate.read + estimate.written) / 1e9),
-            _mfu(plan, line),
-            f"{rate:,.0f}" if rate else "",
+            interval(_seconds(plan, line)),
+            _number(bounds.flops / 1e12),
+            f"{bounds.flops / useful:.2f}" if useful else "",
+            _number((bounds.read + bounds.written) / 1e9),
+            interval(_utilisation(plan, line), "{:.0%}"),
+            interval(_rate(plan, line), "{:,.0f}"),
         )
     return shown
 
@@ -90,8 +89,16 @@ def _number(number: float) -> str:
     return f"{number:,.2f}" if number >= 0.01 else "<0.01" if number else ""
 
 
+def interval(bounds: tuple[float, float] | None, form: str = "{:,.2f}") -> str:
+    """`1.20 to 3.40`, or one number where they look alike; nothing where there is none."""
+    if not bounds:
+        return ""
+    low, high = (form.format(bound) for bound in bounds)
+    return low if low == high else f"{low} to {high}"
+
+
 def sentences(plan: Plan, price: float) -> list[str]:
-    """What the table does not say, a line each."""
+    """What the tables do not say, a line each."""
     said = []
     for line in plan.lines:
         excess = line.compiled.excess(plan.chip.hbm)
@@ -101,20 +108,27 @@ def sentences(plan: Plan, price: float) -> list[str]:
                 f"{plan.chip.hbm / GIB:.2f} that a device has"
             )
         decode = line.analysis.decode if line.analysis else None
-        if line.analysis and decode:
+        if line.analysis and decode and not plan.doubts:
             sent = {kind: one.in_decode_loop for kind, one in line.analysis.transfers.items()}
             inside = ", ".join(f"{kind} {b / 1e6:.2f} MB" for kind, b in sent.items() if b)
             said.append(
-                f"a decode step: {1000 * decode.seconds:.1f} ms, {decode.seconds_over_roofline:.2f}"
-                f" x the time and {decode.bytes_over_ideal:.2f} x the bytes of weights and live "
-                f"keys and values read once; {decode.cache_copies} copies of a cache; "
-                f"sent to other devices: {inside or 'nothing'}"
+                f"a decode step: {interval((1000 * decode.fastest, 1000 * decode.slowest))} ms, "
+                f"{decode.bytes_over_ideal:.2f} x the bytes of weights and live keys and values "
+                f"read once; {decode.cache_copies} copies of a cache; sent to other devices: "
+                f"{inside or 'nothing'}"
             )
-    if plan.fits:
-        cost = f", {plan.chip_hours * price:,.0f} at {price:g} a chip-hour" if price else ""
+    if plan.doubts:
         said.append(
-            f"a step takes {plan.step_seconds:,.1f} s, the {plan.steps:,} of the run "
-            f"{plan.hours:,.2f} hours or {plan.chip_hours:,.0f} chip-hours{cost}"
+            "no times, since the compiled programs may be misread: " + "; ".join(plan.doubts)
+        )
+        return said
+    if plan.fits and plan.chip_hours:
+        paid = plan.chip_hours[0] * price, plan.chip_hours[1] * price
+        cost = f", {interval(paid, '{:,.0f}')} at {price:g} per chip-hour" if price else ""
+        said.append(
+            f"a step takes {interval(plan.step_seconds, '{:,.1f}')} s, all {plan.steps:,} steps "
+            f"{interval(plan.hours)} hours or {interval(plan.chip_hours, '{:,.0f}')} "
+            f"chip-hours{cost}"
         )
         by_itself = plan.chip.hbm / GPU_SHARE * GPU_SHARE_BY_ITSELF
         if plan.chip.is_gpu and peak(plan) > by_itself:
@@ -122,15 +136,12 @@ def sentences(plan: Plan, price: float) -> list[str]:
                 f"JAX takes {by_itself / GIB:.2f} GiB of a GPU by itself: start the run with "
                 f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}"
             )
-    timed = [line.analysis.estimate for line in plan.lines if line.analysis]
-    if timed:
-        longest = max(timed, key=lambda one: one.seconds)
-        said.append(f"times are estimates. {error_of(plan.chip)} {longest.method}")
+    said.append(METHOD)
     return said
 
 
 def ranking(plans: list[Plan]) -> Table:
-    """Several ways of dividing one recipe, the fastest first."""
+    """Several ways of dividing one recipe, the fastest at worst first."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("options")
     for name in ("seconds a step", "GiB a device", "MFU of updates"):
@@ -139,9 +150,9 @@ def ranking(plans: list[Plan]) -> Table:
         update = next(line for line in plan.lines if line.name == "update")
         shown.add_row(
             placement_name(plan.recipe),
-            f"{plan.step_seconds:,.1f}",
+            interval(plan.step_seconds, "{:,.1f}"),
             f"{peak(plan) / GIB:.2f}",
-            _mfu(plan, update),
+            interval(_utilisation(plan, update), "{:.0%}"),
         )
     return shown
 
@@ -165,8 +176,9 @@ def to_json(plan: Plan, price: float = 0.0) -> dict[str, Any]:
         "step_seconds": plan.step_seconds if plan.fits else None,
         "hours": plan.hours if plan.fits else None,
         "chip_hours": plan.chip_hours if plan.fits else None,
-        "cost": plan.chip_hours * price if plan.fits and price else None,
-        "error": error_of(plan.chip),
+        "cost": [h * price for h in plan.chip_hours or ()] if plan.fits and price else None,
+        "doubts": plan.doubts,
+        "method": METHOD,
     }
 
 
@@ -184,44 +196,43 @@ def _program(plan: Plan, line: Line) -> dict[str, Any]:
     }
     if line.analysis is None:
         return found
-    estimate, decode = line.analysis.estimate, line.analysis.decode
+    bounds, decode = line.analysis.bounds, line.analysis.decode
     found |= {
-        "flops": estimate.flops,
-        "read": estimate.read,
-        "written": estimate.written,
-        "seconds": estimate.seconds,
-        "seconds_without_overlap": estimate.seconds_without_overlap,
-        "compiler_seconds": estimate.compiler_seconds,
-        "roofline_seconds": estimate.roofline_seconds,
-        "method": estimate.method,
-        "unpriced": list(estimate.unpriced),
+        "flops": bounds.flops,
+        "read": bounds.read,
+        "written": bounds.written,
+        "sent": bounds.sent,
+        "seconds": _seconds(plan, line),
+        "compute_seconds": bounds.compute,
+        "memory_seconds": bounds.memory,
+        "communication_seconds": bounds.communication,
         "mfu": _utilisation(plan, line),
         "tokens_a_second_a_chip": _rate(plan, line),
         "collectives": {kind: vars(one) for kind, one in line.analysis.transfers.items()},
+        "doubts": line.analysis.doubts,
     }
     if decode:
-        found["decode_step"] = {
-            **vars(decode),
-            "bytes_over_ideal": decode.bytes_over_ideal,
-            "seconds_over_roofline": decode.seconds_over_roofline,
-        }
+        found["decode_step"] = {**vars(decode), "bytes_over_ideal": decode.bytes_over_ideal}
     return found
 
 
-def _mfu(plan: Plan, line: Line) -> str:
-    utilisation = _utilisation(plan, line)
-    return f"{utilisation:.0%}" if utilisation else ""
+def _seconds(plan: Plan, line: Line) -> tuple[float, float] | None:
+    """Of one run, at best and at worst."""
+    if line.analysis is None or plan.doubts:
+        return None
+    return line.analysis.bounds.fastest, line.analysis.bounds.slowest
 
 
-def _utilisation(plan: Plan, line: Line) -> float:
-    if line.analysis is None:
-        return 0.0
-    devices = plan.topology.chips * plan.devices_a_chip
-    return line.analysis.utilisation(line.compiled.planned, plan.chip, devices)
+def _utilisation(plan: Plan, line: Line) -> tuple[float, float] | None:
+    if line.analysis is None or plan.doubts:
+        return None
+    return line.analysis.utilisation(line.compiled.planned, plan.chip, plan.devices)
 
 
-def _rate(plan: Plan, line: Line) -> float:
-    if line.analysis is None or not line.compiled.planned.tokens:
-        return 0.0
-    seconds = line.analysis.estimate.seconds
-    return line.compiled.planned.tokens / seconds / plan.topology.chips
+def _rate(plan: Plan, line: Line) -> tuple[float, float] | None:
+    """Tokens per second and chip, at worst and at best."""
+    seconds, tokens = _seconds(plan, line), line.compiled.planned.tokens
+    if not seconds or not tokens:
+        return None
+    share = tokens / plan.topology.chips
+    return share / seconds[1], share / seconds[0]

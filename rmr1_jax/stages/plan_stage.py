@@ -73,7 +73,7 @@ def run(config: PlanConfig) -> int:
             ways = [] if config.search else variants(recipe, model, topology)
             proposed = others[0] if others else propose(planner, [*smaller(recipe), *ways])
     if config.search:
-        console.print("\nWhat fits, the fastest first:")
+        console.print("\nWhat fits, the fastest at worst first:")
         console.print(ranking(others) if others else "nothing", highlight=False)
     if not plan.fits:
         advice = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rmr1_jax.planning.copies import copies
+from rmr1_jax.planning.cache_copies import copies
 from rmr1_jax.planning.hbm_bytes import HbmTraffic, Traffic
 from rmr1_jax.planning.hlo import Program, read_program
 

@@ -29,7 +29,7 @@ def test_a_decode_step_reads_weights_and_live_columns_once() -> None:
         recipe, model, placement, Lengths(1300, 700), lora=None, dtype="bfloat16"
     )
     (rollout,) = (program for program in programs if program.name == "rollout")
-    found = analyse(compile_ahead(rollout), CHIPS["v6e"])
+    found = analyse(compile_ahead(rollout), CHIPS["v6e"], len(devices))
     assert found.decode is not None and rollout.decode is not None
     assert found.decode.bytes_over_ideal < 1.15
     assert found.decode.cache_copies == 0

@@ -48,10 +48,10 @@ def test_every_program_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 0 < update["memory"]["peak"] < found["hbm"] == pytest.approx(0.95 * 150e9)
     # More than the useful work is computed, since all layers are computed twice, but not by much.
     assert update["useful_flops"] < 8 * update["flops"] < 3 * update["useful_flops"]
-    assert 0 < update["mfu"] < 1 and update["roofline_seconds"] <= update["seconds"]
-    assert update["compiler_seconds"] is None and update["unpriced"] == []
+    low, high = update["mfu"]
+    assert 0 < low < high <= 1 and update["doubts"] == []
     # Weights are gathered over fsdp; what tensor splits is summed in each layer.
     assert {"all-gather", "all-reduce"} <= {*update["collectives"]}
     assert rollout["decode_step"]["cache_copies"] == 0
     assert rollout["decode_step"]["bytes_over_ideal"] > 1
-    assert "likely too short" in found["error"] and "likely too short" in capsys.readouterr().out
+    assert "never measured" in capsys.readouterr().out
