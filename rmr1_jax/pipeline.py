@@ -22,7 +22,6 @@ from rmr1_jax.config import (
 )
 from rmr1_jax.config.checks import GRPO, PAIRS, SFT, TRACES
 from rmr1_jax.config.evaluate_config import BENCHMARKS
-from rmr1_jax.distributed.hosts import broadcast_from_primary, run_on_primary
 from rmr1_jax.errors import UserError
 from rmr1_jax.toy_task.toy_recipes import (
     toy_evaluate,
@@ -73,6 +72,8 @@ def run(config: Any) -> int:
     Raises UserError.
     """
     config.check()
+    from rmr1_jax.distributed.hosts import run_on_primary  # it imports jax
+
     for needed in missing(config):
         if isinstance(needed, SftConfig | GrpoConfig):
             if run_stage(needed):
@@ -95,6 +96,8 @@ def missing(config: Any) -> Iterator[Any]:
 
     Each is looked for when its turn comes, after those before it have run.
     """
+    from rmr1_jax.distributed.hosts import broadcast_from_primary
+
     for name in named_inputs(config):
         if name in MAKES:
             recipe = MAKES[name]()

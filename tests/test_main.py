@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -26,8 +25,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None
 
         monkeypatch.setattr(command, "quiet_libraries", lambda: None)
         monkeypatch.setattr(command, "keep_compiled_programs", lambda: None)
-        modules = SimpleNamespace(import_module=lambda name: SimpleNamespace(run=run))
-        monkeypatch.setattr(command, "importlib", modules)
+        monkeypatch.setattr(command.pipeline, "run", run)
 
     return fail
 
@@ -36,15 +34,53 @@ def test_help_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert main([]) == 2
     out = capsys.readouterr().out
-    for stage in ("prepare", "synthesize", "sft", "judge", "convert", "demo"):
-        assert out.count(f"--stage={stage}") == 2
+    for stage in ("prepare", "synthesize", "sft", "judge", "convert", "demo", "recipes"):
+        assert out.count(f"\n  {stage} ") == 2
+
+
+def test_a_stage_is_named_by_its_word_or_by_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["judge"], ["--stage=judge"], ["--stage", "judge"]):
+        assert main(words) == 2
+        assert "--stage=judge needs --model=PATH" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rmr1_jax {rmr1_jax.__version__}\n"
+
+
+def test_recipes_are_listed_by_the_names_that_config_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipes"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"sft_rm_r1:qwen-7b", "grpo_rm_r1:deepseek-32b", "prepare_rm_r1"} <= {*names}
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["sft", "--lr=1"], "--optimizer.learning_rate"),
+        (["convert", "--input=a", "--output=b", "--to=hf"], "huggingface"),
+        (["evaluate", "--model=/", "--output=b", "--benchmarks=reward_bench"], "rewardbench"),
+        (["grpo", "--config=grpo_rmr1:qwen-7b"], "grpo_rm_r1"),
+        (["grpo", "--config=grpo_rm_r1:qwen7b"], "qwen-7b"),
+    ],
+)
+def test_a_near_miss_is_guessed(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"did you mean {meant}?" in error and error.count("\n") == 1
 
 
 def test_a_stage_must_be_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--stage=jugde"]) == 2
-    assert "--stage=jugde is unknown; did you mean judge?" in capsys.readouterr().err
+    for words in (["jugde"], ["--stage=jugde"]):
+        assert main(words) == 2
+        assert "jugde is not a stage; did you mean judge?" in capsys.readouterr().err
     assert main(["--model=x"]) == 2
-    assert "say what to do: --stage=prepare" in capsys.readouterr().err
+    assert "name a stage first: rmr1 {prepare," in capsys.readouterr().err
 
 
 def test_judging_without_a_model_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

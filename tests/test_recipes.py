@@ -1,6 +1,9 @@
 """Every recipe in configs/ loads, passes its checks, and its docstring says how to run it."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,43 +18,42 @@ from rmr1_jax.config import (
     SftConfig,
     load_recipe,
     parse_config,
-    take_option,
+    recipes,
 )
+from rmr1_jax.pipeline import embedded_default
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
+FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 
 
-def test_there_are_recipes() -> None:
-    assert RECIPES
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_is_named_after_its_stage_and_passes_its_checks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # recipes are found from anywhere
+    stage = name.partition("_")[0]
+    assert stage in STAGES
+    with_files(load_recipe(name, stage), tmp_path).check()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-class TestRecipe:
-    def test_is_named_after_a_stage_and_passes_its_checks(
-        self, recipe: Path, tmp_path: Path
-    ) -> None:
-        stage = recipe.stem.partition("_")[0]
-        assert stage in STAGES
-        with_files(load_recipe(str(recipe), stage), tmp_path).check()
-
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+class TestDocstring:
     def test_gives_a_command_that_parses(
-        self, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.chdir(REPOSITORY)
-        docstring = ast.get_docstring(ast.parse(recipe.read_text()))
-        assert docstring is not None
-        _, _, rest = docstring.partition("python -m rmr1_jax.main ")
-        words = rest.partition("\n\n")[0].replace("\\\n", " ").split()
-        stage, arguments = take_option(words, "stage")
-        assert stage is not None
-        assert take_option(arguments, "config")[0] == str(recipe.relative_to(REPOSITORY))
+        monkeypatch.chdir(tmp_path)
+        _, _, rest = docstring(file).partition("Command:\n    rmr1 ")
+        stage, *arguments = rest.partition("\n\n")[0].replace("\\\n", " ").split()
+        (config,) = (word for word in arguments if word.startswith("--config="))
+        assert config.removeprefix("--config=").partition(":")[0] == file.stem
         with_files(parse_config(stage, arguments), tmp_path).check()
 
-    def test_says_what_it_was_run_on(self, recipe: Path) -> None:
-        docstring = ast.get_docstring(ast.parse(recipe.read_text()))
-        assert docstring is not None and "\nHardware: " in docstring
-        assert "\nExpected result: " in docstring
+    def test_says_what_it_was_run_on(self, file: Path) -> None:
+        assert "\nHardware: " in docstring(file) and "\nExpected result: " in docstring(file)
+
+
+def docstring(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
 
 
 def with_files(config: Any, folder: Path) -> Any:
@@ -67,3 +69,47 @@ def with_files(config: Any, folder: Path) -> Any:
     if isinstance(config, SftConfig) and config.model != "":
         return replace(config, model=str(folder))
     return config
+
+
+@pytest.mark.parametrize(
+    "option", ["--batch_size=1024", "--epochs=1", "--optimizer.learning_rate=1e-6"]
+)
+def test_an_option_wins_over_the_embedded_recipe_also_where_it_is_the_class_default(
+    option: str,
+) -> None:
+    """Each is the default of GrpoConfig, and not what the toy task's recipe has."""
+    name, _, value = option.removeprefix("--").partition("=")
+
+    def read(config: Any) -> Any:
+        for part in name.split("."):
+            config = getattr(config, part)
+        return config
+
+    assert read(GrpoConfig()) == float(value) != read(embedded_default("grpo", set()))
+    assert read(parse_config("grpo", [option], embedded_default)) == float(value)
+    untouched = parse_config("grpo", [option], embedded_default)
+    assert untouched.workdir == embedded_default("grpo", set()).workdir
+
+
+def test_what_a_stage_is_given_to_work_on_ends_the_embedded_default() -> None:
+    given = parse_config("grpo", ["--model=MODEL", "--data.train=PAIRS"], embedded_default)
+    assert given == replace(
+        GrpoConfig(), model="MODEL", data=replace(GrpoConfig().data, train="PAIRS")
+    )
+
+
+@pytest.mark.slow
+def test_recipes_are_installed_with_the_package(tmp_path: Path) -> None:
+    """In a wheel, which a checkout's folder beside the package cannot help."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "demo", "runs", "data")
+    shutil.copytree(REPOSITORY, source, ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, str(source), "-w", str(tmp_path)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    listed = subprocess.run(
+        [sys.executable, "-m", "zipfile", "-l", str(wheel)], check=True, capture_output=True
+    ).stdout.decode()
+    for file in FILES:
+        assert f"data/share/rmr1_jax/{file.name}" in listed
+    assert "rmr1_jax/py.typed" in listed

@@ -1,8 +1,8 @@
 """Every configuration dataclass, one file a stage, and how a command line becomes one."""
 
+from rmr1_jax.config.checks import nearest
 from rmr1_jax.config.command_line import (
     load_recipe,
-    nearest,
     option_types,
     parse_config,
     recipes,

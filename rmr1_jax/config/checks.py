@@ -1,7 +1,9 @@
 """What several configurations check, and the words they choose from."""
 
+import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rmr1_jax.errors import UserError
@@ -31,4 +33,19 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is none of `choices`. Raises UserError."""
     if value not in choices:
         known = ", ".join(choice for choice in choices if choice)
-        raise UserError(f"--{name}={value} is unknown; choose one of {known}")
+        raise UserError(
+            f"--{name}={value} is unknown{nearest(value, choices)} (choose one of {known})"
+        )
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """'; did you mean X?' for the known name that is closest in spelling, whose words begin with
+    the letters of `name` (lr, learning_rate), or that has these in order (hf, huggingface)."""
+    known = [each for each in known if each]
+    initials = {"".join(re.findall(r"(?:^|_)([a-z])", each.split(".")[-1])): each for each in known}
+    in_order = re.compile(".*".join(map(re.escape, name)) or "$")
+    found = difflib.get_close_matches(name, known, n=1) or [
+        *([initials[name]] if name in initials else []),
+        *(each for each in known if len(name) > 1 and in_order.match(each)),
+    ]
+    return f"; did you mean {prefix}{found[0]}?" if found else ""

@@ -6,18 +6,18 @@ of one in `configs/`; `:name` behind it chooses among its models.
 """
 
 import ast
-import difflib
 import inspect
 import runpy
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import tyro
 
+from rmr1_jax.config.checks import nearest
 from rmr1_jax.config.grpo_config import GrpoConfig
 from rmr1_jax.config.plan_config import PlanConfig
 from rmr1_jax.config.sft_config import SftConfig
@@ -192,12 +192,6 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
         else:
             rest.append(argument)
     return value, rest
-
-
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'; did you mean X?' for the closest known name, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {prefix}{match[0]}?" if match else ""
 
 
 def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
