@@ -145,9 +145,9 @@ def test_a_judge_configuration_that_cannot_work_is_refused(
     ],
 )
 def test_a_convert_configuration_that_cannot_work_is_refused(
-    fields: dict[str, str], message: str
+    fields: dict[str, Any], message: str
 ) -> None:
-    good = {"input": "in", "output": "out"}
+    good: dict[str, Any] = {"input": "in", "output": "out"}
     ConvertConfig(**good).check()
     with pytest.raises(UserError, match=message):
         ConvertConfig(**(good | fields)).check()

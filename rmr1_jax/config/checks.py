@@ -4,11 +4,12 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rmr1_jax.errors import UserError
 
-DTYPES = ("float32", "bfloat16")
 # Where the toy task's pairs, traces and runs lie; stages make them where they are absent.
 PAIRS, TRACES = "data/toy_task", "data/toy_task_traces"
 SFT, GRPO = "runs/sft_toy_task", "runs/grpo_toy_task"
@@ -36,6 +37,16 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(
             f"--{name}={value} is unknown{nearest(value, choices)} (choose one of {known})"
         )
+
+
+def check_choices(config: Any, section: str = "") -> None:
+    """Refuse a value that is none of those its field may have, in any section. Raises UserError."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal:
+            one_of(f"{section}{name}", value, get_args(kind))
+        elif is_dataclass(value):
+            check_choices(value, f"{section}{name}.")
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
-from rmr1_jax.config.checks import nearest
+from rmr1_jax.config.checks import nearest, one_of
 from rmr1_jax.config.grpo_config import GrpoConfig
 from rmr1_jax.config.plan_config import PlanConfig
 from rmr1_jax.config.sft_config import SftConfig
@@ -214,6 +214,8 @@ def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
             if value.lower() not in ("true", "false"):
                 raise UserError(f"--{name}={value} must be true or false")
             argument = f"--{name if value.lower() == 'true' else _negated(name)}"
+        if equals and get_origin(types.get(name)) is Literal:
+            one_of(name, value, get_args(types[name]))
         checked.append(argument)
     return checked
 

@@ -1,8 +1,9 @@
 """What `--stage=convert` is asked for."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from rmr1_jax.config.checks import DTYPES, one_of
+from rmr1_jax.config.checks import check_choices
 from rmr1_jax.errors import UserError
 
 
@@ -16,9 +17,9 @@ class ConvertConfig:
     (its latest checkpoint) or one of its checkpoints."""
     output: str = ""
     """The directory to write; it must not exist or be empty."""
-    to: str = "orbax"
+    to: Literal["orbax", "huggingface", "peft"] = "orbax"
     """orbax, huggingface (adapters merged in) or peft (adapters alone)."""
-    dtype: str = ""
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Stored type of the weights: float32, bfloat16 or float16. Empty: as in the input."""
     max_shard_size: str = "5GB"
     """Largest safetensors file written, for example 5GB or 500MB."""
@@ -27,11 +28,7 @@ class ConvertConfig:
 
     def check(self) -> None:
         """Refuse what cannot work, before a file is opened. Raises UserError."""
+        check_choices(self)
         if not self.input or not self.output:
             missing = "input" if not self.input else "output"
             raise UserError(f"--stage=convert needs --{missing}=PATH")
-        one_of("to", self.to, ("orbax", "huggingface", "peft"))
-        if self.dtype not in ("", *DTYPES, "float16"):
-            raise UserError(
-                f"--dtype={self.dtype} is unknown; choose {', '.join(DTYPES)} or float16"
-            )

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rmr1_jax.config.checks import at_least, one_of
+from rmr1_jax.config.checks import at_least, check_choices, one_of
 from rmr1_jax.config.judge_config import JudgeOptions
 from rmr1_jax.errors import UserError
 
@@ -34,7 +35,7 @@ class EvaluateConfig(JudgeOptions):
     order: str = "published"
     """Which response is A: published (RandomState(0), one draw a pair), both (each pair in both
     orders), or seed=N (other draws)."""
-    rule: str = "published"
+    rule: Literal["published", "rewardbench"] = "published"
     """What a judgement without a verdict is worth: published (0) or rewardbench (0.5)."""
     max_new_tokens: int = 50_000
     """The longest trace, in tokens; as published, so in effect what the context leaves."""
@@ -57,11 +58,11 @@ class EvaluateConfig(JudgeOptions):
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is read. Raises UserError."""
+        check_choices(self)
         if not self.output:
             raise UserError("--stage=evaluate needs --output=DIRECTORY: where the results go")
         if Path(self.output).exists() and not Path(self.output).is_dir():
             raise UserError(f"--output={self.output}: is a file; name a directory")
-        one_of("rule", self.rule, ("published", "rewardbench"))
         at_least("report_samples", self.report_samples, 0)
         ways = [name for name in ("score_only", "import_logs", "compare") if getattr(self, name)]
         if len(ways) > 1:

@@ -1,20 +1,17 @@
 """What `--stage=grpo` is asked for."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
+from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
 from rmr1_jax.config.sft_config import (
-    REMAT,
     CheckpointConfig,
     LoraConfig,
     OptimizerConfig,
+    Remat,
     ValidationConfig,
 )
 from rmr1_jax.errors import UserError
-
-GRPO_REDUCTIONS = ("sequence_mean", "pooled_mean", "token_mean")
-RATIOS = ("token", "sequence")
-TRUNCATED = ("keep", "mask", "shape")
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class RewardConfig:
     function: str = ""
     """A function of your own, package.module:function; it takes a rewards.Sampled and returns a
     number. Empty: +1 for the labelled verdict at the end and -1 for anything else, as published."""
-    truncated: str = "keep"
+    truncated: Literal["keep", "mask", "shape"] = "keep"
     """What becomes of a trace that was cut: keep (as published: it has no verdict, so it gets -1),
     mask (left out of the loss), or shape (traces close to the limit lose up to 1)."""
     buffer: int = 512
@@ -93,13 +90,13 @@ class ObjectiveConfig:
     """Weight of the low-variance KL to the reference model. 0: no reference model is kept."""
     entropy: float = 0.0
     """Weight of an entropy bonus."""
-    ratio: str = "token"
+    ratio: Literal["token", "sequence"] = "token"
     """token, or sequence: one ratio a trace, the geometric mean of its tokens' (GSPO)."""
     tis_cap: float = 0.0
     """Weigh tokens by old policy / sampler, at most this much, where the two differ numerically.
     0: off. The sampler's is what was drawn from: a temperature other than 1, top_p and top_k are
     made up for as well, and the `mismatch` numbers have them in."""
-    reduction: str = "sequence_mean"
+    reduction: Literal["sequence_mean", "pooled_mean", "token_mean"] = "sequence_mean"
     """sequence_mean: every trace weighs the same (published with micro-batches of one);
     pooled_mean: every `pool` traces do, and within them every token (published for 7B);
     token_mean: every token of an update does."""
@@ -113,7 +110,7 @@ class ReferenceConfig:
 
     model: str = ""
     """Its checkpoint. Empty: the model that training starts from (with LoRA: without adapters)."""
-    dtype: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
     """Kept in float32 or bfloat16. Empty: what is computed in."""
 
 
@@ -164,10 +161,10 @@ class GrpoConfig:
     None: what a prompt and a trace of the greatest lengths need, and 4,096 at least."""
     micro_batch_size: int = 1
     """Packed rows a device computes at a time; the rest of an update is accumulated."""
-    remat: str = "full"
+    remat: Remat = "full"
     """What the backward pass computes again: none, dots (all but matrix products and attention),
     attention (all but attention) or full."""
-    dtype: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
     """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""
     """Devices by axis, for example fsdp=-1,tensor=2. Empty: all of them fsdp."""
@@ -190,6 +187,7 @@ class GrpoConfig:
 
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""
+        check_choices(self)
         if not self.workdir:
             raise UserError("--stage=grpo needs --workdir=DIRECTORY")
         for name, path in (("model", self.model), ("reference.model", self.reference.model)):
@@ -227,9 +225,6 @@ class GrpoConfig:
         at_least("data.max_prompt", self.data.max_prompt, 1)
         self._check_rollout()
         self._check_objective()
-        one_of("remat", self.remat, REMAT)
-        one_of("dtype", self.dtype, ("", *DTYPES))
-        one_of("reference.dtype", self.reference.dtype, ("", *DTYPES))
         at_least("lora.rank", self.lora.rank, 0)
         self.optimizer.check()
         self.checkpoint.check()
@@ -255,7 +250,6 @@ class GrpoConfig:
         at_least("rollout.top_k", rollout.top_k, 0)
         if rollout.max_num_seqs is not None:
             at_least("rollout.max_num_seqs", rollout.max_num_seqs, 1)
-        one_of("reward.truncated", self.reward.truncated, TRUNCATED)
         if self.reward.truncated == "shape":
             at_least("reward.buffer", self.reward.buffer, 1)
             if self.reward.buffer > rollout.max_response:
@@ -270,8 +264,6 @@ class GrpoConfig:
             at_least(f"objective.{name}", getattr(objective, name), 0)
         if objective.clip_low >= 1:
             raise UserError(f"--objective.clip_low={objective.clip_low} must be below 1")
-        one_of("objective.ratio", objective.ratio, RATIOS)
-        one_of("objective.reduction", objective.reduction, GRPO_REDUCTIONS)
         at_least("objective.pool", objective.pool, 1)
         at_least("advantage.max_rounds", self.advantage.max_rounds, 1)
         if self.reference.model and not objective.kl:

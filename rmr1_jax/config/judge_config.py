@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists
+from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
 from rmr1_jax.errors import UserError
 
 
@@ -36,11 +37,12 @@ class JudgeOptions:
     """Longest prompt and trace together, in tokens. None: what the model was made for."""
     mesh: str = ""
     """Devices by axis, for example data=2,tensor=4. Empty: chosen for the machine."""
-    dtype: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
     """float32 or bfloat16. Empty: chosen for the machine."""
 
     def check_judge(self, stage: str) -> None:
         """Refuse what cannot work, before a model is read. Raises UserError."""
+        check_choices(self)
         if not self.model:
             raise UserError(
                 f"--stage={stage} needs --model=PATH: a Hugging Face directory, "
@@ -64,8 +66,6 @@ class JudgeOptions:
             at_least("max_num_seqs", self.max_num_seqs, 1)
         if self.max_context is not None:
             at_least("max_context", self.max_context, 1)
-        if self.dtype not in ("", *DTYPES):
-            raise UserError(f"--dtype={self.dtype} is unknown; choose {' or '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)

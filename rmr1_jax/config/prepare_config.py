@@ -1,14 +1,12 @@
 """What `--stage=prepare` is asked for."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from rmr1_jax.config.checks import at_least, one_of
+from rmr1_jax.config.checks import at_least, check_choices
 from rmr1_jax.errors import UserError
-
-BALANCES = ("alternate", "shuffle", "as_given")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class PrepareConfig:
     """Sources by name or path, separated by commas; a recipe can say more about each."""
     sources: Annotated[tuple[Source, ...], tyro.conf.Suppress] = ()
     """In a recipe only: sources with their filters, counts and field names."""
-    balance: str = "shuffle"
+    balance: Literal["alternate", "shuffle", "as_given"] = "shuffle"
     """Where the chosen response goes: shuffle (seeded), alternate (A, B, A, ... as published, which
     gives the label away where kinds of questions alternate too) or as_given."""
     seed: int = 42
@@ -71,6 +69,7 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is read. Raises UserError."""
+        check_choices(self)
         if not self.output:
             raise UserError("--stage=prepare needs --output=DIRECTORY")
         if "://" in self.output:
@@ -81,7 +80,6 @@ class PrepareConfig:
             raise UserError(
                 "--input and the recipe's sources both say what to read; leave out --input"
             )
-        one_of("balance", self.balance, BALANCES)
         for name in ("validation", "distillation", "near_duplicates"):
             at_least(name, getattr(self, name), 0)
         if self.near_duplicates > 1:

@@ -1,13 +1,12 @@
 """What `--stage=sft` is asked for."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from rmr1_jax.config.checks import DTYPES, at_least, checkpoint_exists, one_of
+from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
 from rmr1_jax.errors import UserError
 
-REDUCTIONS = ("sequence_mean", "token_mean")
-REMAT = ("none", "dots", "attention", "full")
-OVERLONG = ("truncate", "drop")
+Remat = Literal["none", "dots", "attention", "full"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class SftDataConfig:
     not rendered yet. Empty: chain_of_rubrics."""
     max_length: int = 12288
     """Longest prompt and trace together, in tokens; prompts that leave no room are dropped."""
-    overlong: str = "truncate"
+    overlong: Literal["truncate", "drop"] = "truncate"
     """What becomes of a trace that is too long: truncate (as published) or drop."""
     loss_on_header: bool = True
     """Also learn the assistant header before the trace, as published."""
@@ -54,12 +53,11 @@ class OptimizerConfig:
     """A share of all steps if below 1, else a number of steps."""
     final_lr_ratio: float = 0.1
     """The learning rate at the end, as a share of the highest."""
-    param_dtype: str = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameters are kept in: float32 (master weights) or bfloat16. Moments are float32."""
 
     def check(self) -> None:
         """Raises UserError."""
-        one_of("optimizer.param_dtype", self.param_dtype, DTYPES)
         for name in ("weight_decay", "warmup", "final_lr_ratio"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
         if not self.learning_rate > 0:
@@ -132,14 +130,14 @@ class SftConfig:
     """Passes over the traces."""
     max_steps: int | None = None
     """Stop after so many steps, whatever epochs says; the schedule ends there too."""
-    loss: str = "sequence_mean"
+    loss: Literal["sequence_mean", "token_mean"] = "sequence_mean"
     """sequence_mean: every trace weighs the same (as published); token_mean: every token does."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    remat: str = "full"
+    remat: Remat = "full"
     """What the backward pass computes again: none, dots (all but matrix products and attention),
     attention (all but attention) or full."""
-    dtype: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
     """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""
     """Devices by axis, for example fsdp=-1,tensor=2. Empty: all of them fsdp."""
@@ -156,6 +154,7 @@ class SftConfig:
 
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""
+        check_choices(self)
         if not self.workdir:
             raise UserError("--stage=sft needs --workdir=DIRECTORY")
         if self.model:
@@ -164,10 +163,6 @@ class SftConfig:
             raise UserError(
                 "--model is given, but nothing to learn: name traces with --data.train=PATH"
             )
-        one_of("loss", self.loss, REDUCTIONS)
-        one_of("remat", self.remat, REMAT)
-        one_of("data.overlong", self.data.overlong, OVERLONG)
-        one_of("dtype", self.dtype, ("", *DTYPES))
         for name in ("batch_size", "micro_batch_size", "max_nonfinite_steps", "log_every"):
             at_least(name, getattr(self, name), 1)
         if self.max_steps is not None:

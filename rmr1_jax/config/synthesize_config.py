@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
-from rmr1_jax.config.checks import at_least, one_of
+from rmr1_jax.config.checks import at_least, check_choices
 from rmr1_jax.errors import UserError
 
-TEACHERS = ("program", "openai", "anthropic", "local")
 ENDPOINTS = ("openai", "anthropic")
 
 
@@ -14,7 +14,7 @@ ENDPOINTS = ("openai", "anthropic")
 class TeacherConfig:
     """Who writes traces, and how it may be asked."""
 
-    kind: str = "program"
+    kind: Literal["program", "openai", "anthropic", "local"] = "program"
     """program (the toy task only), openai (any OpenAI-compatible endpoint), anthropic, or
     local (a checkpoint, through our own engine)."""
     model: str = ""
@@ -45,7 +45,6 @@ class TeacherConfig:
 
     def check(self, section: str) -> None:
         """Refuse what cannot work; `section` is what the options begin with. Raises UserError."""
-        one_of(f"{section}.kind", self.kind, TEACHERS)
         if self.kind != "program" and not self.model:
             raise UserError(f"--{section}.kind={self.kind} needs --{section}.model=NAME")
         at_least(f"{section}.max_new_tokens", self.max_new_tokens, 1)
@@ -98,16 +97,16 @@ class SynthesizeConfig:
     max_tokens: int | None = None
     """Stop before more tokens than this (prompts and traces), over both passes and all runs. A
     request goes out only if the longest trace would fit. None: no cap."""
-    batch: str = ""
+    batch: Literal["", "write", "read"] = ""
     """write: write request files for the vendors' batch APIs instead of asking; read: read the
     result files that were put beside them (pass1.anthropic.results.jsonl and so on); then write
     again, for pass 2. Empty: ask directly."""
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is asked. Raises UserError."""
+        check_choices(self)
         if not self.output:
             raise UserError("--stage=synthesize needs --output=DIRECTORY")
-        one_of("batch", self.batch, ("", "write", "read"))
         self.teacher1.check("teacher1")
         self.teacher2.check("teacher2")
         if self.batch and {self.teacher1.kind, self.teacher2.kind}.isdisjoint(ENDPOINTS):

@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.prompt_set import Prompt
-from rmr1_jax.rl.advantage import Reduction, token_weights
+from rmr1_jax.rl.advantage import token_weights
 from rmr1_jax.rl.batch import Group
 from rmr1_jax.sampling.scheduler import Sample
 
@@ -53,7 +52,7 @@ def groups_of(
     masked = config.reward.truncated == "mask"
     weights = token_weights(
         np.array([len(sample.tokens) for sample in flat]),
-        cast(Reduction, config.objective.reduction),
+        config.objective.reduction,
         config.objective.pool,
         np.array([not masked or sample.finish_reason == "stop" for sample in flat]),
     ).reshape(len(experience), -1)

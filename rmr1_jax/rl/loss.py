@@ -18,7 +18,7 @@ In a `GroupBatch` the responses to a prompt share one copy of it, which changes 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -255,7 +255,7 @@ def settings_of(config: GrpoConfig) -> Settings:
         clip_high=objective.clip_high,
         kl=objective.kl,
         entropy=objective.entropy,
-        ratio=cast(Literal["token", "sequence"], objective.ratio),
+        ratio=objective.ratio,
         tis_cap=objective.tis_cap,
         on_policy=config.updates == 1,
     )

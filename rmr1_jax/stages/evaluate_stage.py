@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +27,6 @@ from rmr1_jax.evaluation.benchmarks import BENCHMARKS
 from rmr1_jax.evaluation.import_logs import import_logs
 from rmr1_jax.evaluation.judging_progress import JudgingProgress
 from rmr1_jax.evaluation.order import parse_order, positions
-from rmr1_jax.evaluation.record import Rule
 from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.results import Results, item_to_json
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
@@ -179,7 +178,7 @@ def judge_benchmark(
     results: Results,
 ) -> None:
     """Judge what is not judged yet; then put the records in the order of the data set."""
-    rule, votes = cast(Rule, config.rule), config.votes
+    rule, votes = config.rule, config.votes
     keys = [key for task in tasks for key in task.keys(votes)]
 
     def finished() -> bool:
@@ -224,7 +223,7 @@ def judge_benchmark(
 
 def score(config: EvaluateConfig) -> dict[str, Any]:
     """Score the records that are there, write scores and report, and say both."""
-    results, rule = Results(config.output), cast(Rule, config.rule)
+    results, rule = Results(config.output), config.rule
     records = results.read(rule)
     unknown = [name for name in records if name not in BENCHMARKS]
     if unknown:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rmr1_jax.config import SftConfig
 from rmr1_jax.data.token_cache import TokenCache, token_cache
-from rmr1_jax.data.tokenize import Overlong, TokenizeOptions
+from rmr1_jax.data.tokenize import TokenizeOptions
 from rmr1_jax.data.traces import Traces, open_traces, prompt_of_traces
 from rmr1_jax.distributed.hosts import log_primary, run_on_primary
 from rmr1_jax.io.run_directory import open_workdir
@@ -85,7 +85,7 @@ def tokenise(
 ) -> TokenCache:
     """The token cache of traces, made where it is not there yet."""
     options = TokenizeOptions(
-        config.data.max_length, config.data.loss_on_header, cast(Overlong, config.data.overlong)
+        config.data.max_length, config.data.loss_on_header, config.data.overlong
     )
     with bar(f"tokenising {what}", len(traces.examples)) as advance:
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -197,7 +197,7 @@ class Sft:
         return batches(
             cache,
             planned,
-            loss=cast(Literal["sequence_mean", "token_mean"], self.config.loss),
+            loss=self.config.loss,
             process_index=part,
             process_count=parts,
         )

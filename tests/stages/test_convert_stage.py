@@ -18,7 +18,7 @@ from rmr1_jax.stages.convert_stage import run
 Make = Callable[..., Path]
 
 
-def convert(source: Path, output: Path, to: str, **options: str) -> None:
+def convert(source: Path, output: Path, to: Any, **options: Any) -> None:
     assert run(ConvertConfig(input=str(source), output=str(output), to=to, **options)) == 0
 
 
@@ -77,7 +77,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
 
-    def refused(message: str, source: Path, output: Path, **options: str) -> None:
+    def refused(message: str, source: Path, output: Path, **options: Any) -> None:
         with pytest.raises(UserError, match=message):
             convert(source, output, options.pop("to", "huggingface"), **options)
 
