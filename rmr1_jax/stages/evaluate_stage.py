@@ -22,7 +22,7 @@ from rmr1_jax.distributed.hosts import (
     log_primary,
     run_on_primary,
 )
-from rmr1_jax.distributed.multihost import is_one_of_several
+from rmr1_jax.distributed.rendezvous import is_one_of_several
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmark import Loaded
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
