@@ -157,18 +157,18 @@ watch() {
             continue
         fi
         lost=0
-        # One that ended tells the others by leaving them; they stop by themselves.
+        # Where one has ended, JAX ends the others.
         if any state=running; then continue; fi
         exit_if_stopped
         if all ' state=ended:0$'; then
             say "$(date +%T) the run is done"
             return 10
         fi
-        # 128 and more: a signal, as machines send that are to end; 3: another process of the run is
-        # gone, or did not come; neither: the machine was restarted. Others are errors of the run's.
-        if ! any ' state=ended:([124-9]|[1-9][0-9])$'; then
-            # All are there and none was ended, but they did not meet: more time may not help.
-            if all ' state=ended:3$'; then UNMET=$((UNMET + 1)); else UNMET=0; fi
+        # 1 and 2 are for the user to fix. All else may go away: 3, a device failed or another process
+        # is gone; 134, aborted by JAX for the same reason; 137, killed; no status, a restarted machine.
+        if ! any ' state=ended:[12]$'; then
+            # All are there and none was killed, but they did not meet: more time may not help.
+            if all ' state=ended:(3|134)$'; then UNMET=$((UNMET + 1)); else UNMET=0; fi
             if ((UNMET == 3)); then
                 say_costs
                 failed "starting the run" 3 "its processes did not find one another, three times in a row: see the logs"
@@ -176,7 +176,7 @@ watch() {
             say "$(date +%T) the run was interrupted"
             return
         fi
-        status=$(sed -nE 's/.* state=ended:([124-9]|[1-9][0-9])$/\1/p' <<<"$WORKERS" | head -n 1)
+        status=$(sed -nE 's/.* state=ended:([12])$/\1/p' <<<"$WORKERS" | head -n 1)
         warn "error: the run ended with status $status; its last lines, of worker 0:"
         "${QUEUE[@]}" ssh "$opt_name" "${REMOTE[@]}" --node=0 --worker=0 "--command=bash $ON_WORKER logs" >&2 || true
         warn "$opt_name is still there and costs money: mend it and run the same command again, or $0 delete"

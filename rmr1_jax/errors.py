@@ -1,12 +1,12 @@
 """The errors that reach a user as a single clear line."""
 
 LOST = 3
-"""Exit status where another process of the run is gone, or did not come: starting all again may
-help, so whatever starts them may do it unasked."""
+"""Exit status where a device failed, or another process is gone or did not come: a restart may
+help, so whatever starts the processes may do it unasked."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: says what is wrong, where, and how to mend it.
+    """Something the user can fix: says what is wrong, where, and how to fix it.
 
     `rmr1_jax.main` prints the message, without a traceback unless `--debug`, and exits with
     `status`.

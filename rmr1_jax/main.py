@@ -9,14 +9,21 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rmr1_jax import __version__, pipeline
 from rmr1_jax.config import STAGES, nearest, parse_config, recipes, take_option
-from rmr1_jax.distributed.multihost import HELP as DISTRIBUTED_HELP
-from rmr1_jax.distributed.multihost import OPTIONS, Distributed, Joined, join
-from rmr1_jax.errors import UserError
+from rmr1_jax.distributed.rendezvous import HELP as DISTRIBUTED_HELP
+from rmr1_jax.distributed.rendezvous import (
+    OPTIONS,
+    Distributed,
+    exit_status,
+    is_one_of_several,
+    join,
+    leave,
+)
+from rmr1_jax.errors import LOST, UserError
 from rmr1_jax.pipeline import embedded_default
 
 CACHE_VARIABLE = "RMR1_JAX_CACHE"
@@ -35,52 +42,43 @@ ADVICE = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage and return the exit status: the stage's own, that of a UserError, 130 for ^C.
 
-    One of several processes that fails tells the others and ends at once.
+    One of several processes that fails ends at once.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    job = Job()
     try:
         try:
-            status = run_stage(arguments, debug, job)
-            if job.joined:
-                job.joined.leave()
-            return status
+            return run_stage(arguments, debug)
         finally:
             sys.stdout.flush()  # here, where a broken pipe is still caught
     except UserError as error:
-        return _fail(str(error), error.status, debug, job)
+        return _fail(str(error), error.status, debug)
     except BrokenPipeError:
         # Whoever read our output has seen enough; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if job.joined:
-            job.joined.fail(1, "whoever read its output has gone")
+        leave(1)
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = ADVICE.get(error.errno or 0, "")
         message = f"{where}{error.strerror or error}{'; ' + advice if advice else ''}"
-        return _fail(message, 2, debug, job)
+        return _fail(message, 2, debug)
     except KeyboardInterrupt as error:
         message = f"interrupted{'; ' + str(error) if str(error) else ''}"
-        return _fail(message, 130, debug, job)
+        return _fail(message, 130, debug)
     except Exception as error:
-        if job.joined:
-            job.joined.hear()
+        if exit_status(error) == LOST:
+            line = str(error).partition("\n")[0]
+            message = f"a device failed, or another process is gone ({line}); rerun to resume"
+            return _fail(message, LOST, debug=True)
+        if is_one_of_several():
             traceback.print_exc()
-            job.joined.fail(1, f"{type(error).__name__}: {str(error).partition('\n')[0]}")
+            leave(1)
         raise
 
 
-@dataclass
-class Job:
-    """The processes that this one is among, if any."""
-
-    joined: Joined | None = None
-
-
-def run_stage(arguments: Sequence[str], debug: bool, job: Job) -> int:
+def run_stage(arguments: Sequence[str], debug: bool) -> int:
     """Do what a command line asks for. Returns the exit status; raises UserError."""
     stage, rest = take_stage(arguments)
     if stage is None:
@@ -103,7 +101,7 @@ def run_stage(arguments: Sequence[str], debug: bool, job: Job) -> int:
     if not debug:
         quiet_libraries()
     keep_compiled_programs()
-    job.joined = join(asked, stage, stage in SHARED)
+    join(asked, stage, stage in SHARED)
     return pipeline.run(config)
 
 
@@ -189,12 +187,11 @@ def keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def _fail(message: str, status: int, debug: bool, job: Job) -> int:
+def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
-    if job.joined:
-        job.joined.fail(status, message)
+    leave(status)
     return status
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGABRT
 from tempfile import TemporaryDirectory
 
 from rmr1_jax.main import CACHE_VARIABLE
@@ -20,7 +21,10 @@ MAIN = "import sys; from rmr1_jax.main import main; sys.exit(main(sys.argv[1:]))
 MEETS_SIGNAL = """
 import os, pkgutil, sys
 import jax
+from rmr1_jax.distributed import rendezvous
 from rmr1_jax.main import main
+
+rendezvous.HEARTBEAT_SECONDS = 20  # where no collective fails, this is how long the others wait
 
 owner, calls = pkgutil.resolve_name({owner!r}), 0
 method = getattr(owner, {method!r})
@@ -34,13 +38,6 @@ def signalled(*given, **options):
 
 setattr(owner, {method!r}, signalled)
 sys.exit(main(sys.argv[1:]))
-"""
-# On a CPU each process is another "topology" to JAX, so what it compiles is kept for it alone; and
-# JAX lets only the first keep anything. The others would compile all programs again at each start.
-KEEP_PROGRAMS = """
-from types import SimpleNamespace
-from jax._src import compiler
-compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
 """
 JOIN = "jax.distributed.initialize({address!r}, {count}, {index}); "
 
@@ -76,6 +73,10 @@ def run_processes(
         return [path.with_suffix(".out").read_text() for path in paths]
 
 
+LOST_ANOTHER = (3, -SIGABRT)
+"""How a process ends that has lost another: with a line of ours, or aborted by JAX."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a process ended: its exit status (minus the signal that killed it), what it wrote."""
@@ -102,6 +103,7 @@ def run_job(
     script: str = MAIN,
     only: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
+    address: str | None = None,
     timeout: float = 300.0,
 ) -> list[Ended]:
     """The command line in `count` processes of `devices` devices each, started by flags.
@@ -113,8 +115,9 @@ def run_job(
       arguments: of the command line.
       script: Python source, which runs `rmr1_jax.main` and may do something before.
       only: the processes that are started at all.
+      address: of the coordinator; by default a free one.
     """
-    address, variables = free_address(), _variables(devices, environment)
+    address, variables = address or free_address(), _variables(devices, environment)
     flags = [f"--coordinator={address}", f"--process_count={count}"]
     with TemporaryDirectory() as directory:
         paths = [Path(directory) / str(index) for index in (range(count) if only is None else only)]
@@ -155,22 +158,23 @@ def _variables(devices: int, environment: Mapping[str, str] | None) -> dict[str,
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Compiling takes most of the time: only the first process may keep what it compiles.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "PYTHONPATH": str(REPOSITORY),
         **(environment or {}),
     }
-    if programs := variables.get(CACHE_VARIABLE):
-        # As the command line does before it imports JAX; a script may import it before that.
-        variables["JAX_COMPILATION_CACHE_DIR"] = programs
-        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # As the command line does before it imports JAX; a script may import it before that.
+    programs = variables.get(CACHE_VARIABLE) or str(REPOSITORY / ".cache" / "xla")
+    variables["JAX_COMPILATION_CACHE_DIR"] = programs
+    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return variables
 
 
 def _start(
     script: str, arguments: Sequence[str], variables: Mapping[str, str], path: Path
 ) -> "subprocess.Popen[bytes]":
-    keep = KEEP_PROGRAMS if variables.get(CACHE_VARIABLE) else ""
-    command = [sys.executable, "-c", keep + script, *arguments]
+    command = [sys.executable, "-c", script, *arguments]
     with path.with_suffix(".out").open("w") as out, path.with_suffix(".err").open("w") as err:
         return subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=out, stderr=err)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rmr1_jax.config import STAGES, option_types
-from rmr1_jax.distributed.multihost import OPTIONS
+from rmr1_jax.distributed.rendezvous import OPTIONS
 from rmr1_jax.evaluation.judgement_record import PROBLEMS, judgement_record
 from rmr1_jax.judging import Preference, preference_from_record
 from rmr1_jax.models.model_config import PROMPT_KEY

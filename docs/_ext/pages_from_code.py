@@ -17,7 +17,7 @@ import tyro
 from sphinx.application import Sphinx
 
 from rmr1_jax.config import STAGES, Source
-from rmr1_jax.distributed.multihost import HELP
+from rmr1_jax.distributed.rendezvous import HELP
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r"^Command:\n((?: {4}.*\n?)+)", re.MULTILINE)

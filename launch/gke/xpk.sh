@@ -73,8 +73,9 @@ create() {
     command=(xpk workload create "${PLACE[@]}" "--workload=$opt_name" "--tpu-type=$opt_accelerator"
         "--num-slices=$opt_slices" "--docker-image=$opt_image" "--storage=$opt_storage"
         "--max-restarts=$opt_restarts" "--termination-grace-period-seconds=$opt_grace"
-        # XPK starts again after 127 and more. 3: another process is gone; 137, 143: killed, saved.
-        "--restart-on-exit-codes=3,137,143")
+        # 3: a device failed or another process is gone; 134: aborted by JAX for the same reason, which
+        # is 139 for the first process of a container; 137: killed; 143: saved after SIGTERM.
+        "--restart-on-exit-codes=3,134,137,139,143")
     if [[ $opt_capacity ]]; then command+=("--$opt_capacity"); fi
     if [[ $opt_env_file ]]; then command+=("--env-file=$opt_env_file"); fi
     attempt "starting $opt_name" "${command[@]}" "--command=python -m rmr1_jax.main $(quoted "${REST[@]}")"

@@ -151,7 +151,7 @@ stop() {
     fi
     pid=$(content "$STATE/pid")
     kill -TERM "$pid"
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.5; done
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
     say "$(hostname): stopped"
 }
 

@@ -1,201 +1,334 @@
-"""The roll call before `jax.distributed` starts: who has come, and who is missing.
+"""How the processes of a run join one another, and how one of them ends.
 
-JAX ends a process with a stack trace where a peer does not come in time, and does not say which. So
-the processes meet first, at the address where its coordinator will listen: the first waits for the
-others, and all are told the same. The connections stay open for `lifeline`.
+`jax.distributed.initialize` does the work: it reads what Slurm, GKE and TPUs say about a run, waits
+for its processes, and ends (by an abort) those that have lost another. Ours are the options, a line
+that says what is waited for, and the exit status.
 """
 
-import json
-import socket
+import math
+import os
+import re
+import signal
+import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rmr1_jax.errors import MissingProcessError, UserError
+from rmr1_jax.errors import LOST, MissingProcessError, UserError
 
-RETRY_SECONDS = 0.5
-HELLO_SECONDS = 5.0  # within which whoever connects must have said who it is
+METHODS = ("auto", "off", "tpu", "slurm", "gke", "flags")
+OPTIONS = ("distributed", "coordinator", "process_count", "process_index", "join_timeout")
+HELP = f"""\
+  --distributed=METHOD   how several processes find one another: {", ".join(METHODS)}
+                         (auto: as the environment says, else one process)
+  --coordinator=HOST:PORT --process_count=N --process_index=I
+                         given by hand (together they mean --distributed=flags)
+  --join_timeout=300     seconds to wait for the others at the start"""
+FLAGS = "--coordinator, --process_count and --process_index"
+ABSENT = {
+    "slurm": "this was not started by srun (SLURM_PROCID, SLURM_STEP_NODELIST and others are not "
+    "set); start it with srun",
+    "gke": "neither TPU_WORKER_HOSTNAMES (of a TPU pod) nor JAX_COORDINATOR_ADDRESS, "
+    "JAX_PROCESS_COUNT and JOB_COMPLETION_INDEX (of an indexed job) are set",
+    "tpu": "no TPU with metadata was found on this machine, or libtpu is not installed",
+}
+GOOGLE = "0x1ae0"  # as a maker of PCI devices
+
+HEARTBEAT_SECONDS = 60
+"""A process that has been silent for this long is taken for lost."""
+SHUTDOWN_SECONDS = 3600
+"""A process that is done waits for those that still write; heartbeats find those that are lost."""
+GRACE_SECONDS = 3.0
+"""Left to the others to report an error that all of them meet, before the coordinator ends."""
+# The errors of devices and of communication begin with one of these codes, whatever their type.
+RESTARTABLE = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED"
+    r"|FAILED_PRECONDITION|RESOURCE_EXHAUSTED): "
+)
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where the first process listens."""
+class Distributed:
+    """The options of the command line about the processes of a run, as they were typed."""
 
-    host: str
-    port: int
+    method: str = "auto"
+    coordinator: str = ""
+    process_count: str = ""
+    process_index: str = ""
+    join_timeout: str = "300"
 
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host  # an IPv6 address
-        return f"{host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Of HOST:PORT, an IPv6 address in brackets or without. Raises ValueError."""
-        host, _, port = text.rpartition(":")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+    @property
+    def flags(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in OPTIONS[1:4]}
 
 
 @dataclass(frozen=True)
-class Met:
-    """All have come: hosts by process, and the connections of this one to the first, or of the
-    first to each."""
+class Place:
+    """What `jax.distributed.initialize` is given, and how a message describes it."""
 
-    hosts: list[str]
-    links: dict[int, socket.socket]
+    who: str  # this process
+    where: str  # the others
+    arguments: Mapping[str, Any]
 
 
-def meet(address: Address, count: int, index: int, limit: float) -> Met:
-    """Wait until all `count` processes have come, at most `limit` seconds.
+def join(asked: Distributed, stage: str, shared: bool) -> None:
+    """Join the other processes of the run, if there are any.
 
-    Raises, in all that have come, MissingProcessError where some have not, and UserError where
-    something does not fit.
+    Args:
+      asked: the options of the command line.
+      stage: its name.
+      shared: whether several processes can share its work.
+
+    Raises UserError where options contradict one another or the environment, and
+    MissingProcessError where the coordinator's host has no address in time. Where a process does
+    not come in time, JAX aborts those that did.
     """
-    until = time.monotonic() + limit
-    if index == 0:
-        return _as_first(address, count, limit, until)
-    return _as_other(address, count, index, limit, until)
+    limit = _check(asked)
+    if not shared:
+        _refuse_several(asked, stage)
+        return
+    method = "flags" if any(asked.flags.values()) else asked.method
+    if method == "off":
+        return
+    if method == "flags":
+        place = _by_flags(asked)
+    elif is_one_of_several():  # joined by whoever started this
+        return
+    else:
+        place = _by_environment(method)
+    if place is not None:
+        _initialize(place, method, math.ceil(limit))
 
 
-def send(link: socket.socket, message: Mapping[str, Any]) -> None:
-    """One line of JSON. Raises OSError."""
-    link.sendall(json.dumps(message).encode() + b"\n")
+def is_one_of_several() -> bool:
+    """Whether this process has joined others. Does not import jax."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
-def _as_first(address: Address, count: int, limit: float, until: float) -> Met:
-    me = socket.gethostname()
-    hosts, links = {0: me}, dict[int, socket.socket]()
-    problem: UserError | None = None
-    with _listen(address) as listener:
-        while len(hosts) < count and not problem:
-            left = until - time.monotonic()
-            if left <= 0:
-                problem = MissingProcessError(_missing(address, count, hosts, limit))
-                break
-            listener.settimeout(left)
-            try:
-                link, _ = listener.accept()
-            except TimeoutError:
-                continue
-            hello = _hello(link)
-            if hello is None:
-                link.close()  # a stranger
-                continue
-            index, host = hello["index"], hello["host"]
-            if hello["count"] != count:
-                problem = UserError(
-                    f"process {index} ({host}) was started as one of {hello['count']}, and process "
-                    f"0 ({me}) as one of {count}; give all the same number"
-                )
-            elif index in links and _is_open(links[index]):
-                problem = UserError(
-                    f"two processes ({hosts[index]} and {host}) say that they are number {index} "
-                    f"of {count}; number them from 0 to {count - 1}"
-                )
-                links[-1] = link
-                break
-            elif index in links:
-                links[index].close()  # it was started again
-            hosts[index], links[index] = host, link
-    listed = [hosts[index] for index in sorted(hosts)]
-    for link in links.values():
-        with suppress(OSError):  # whoever has gone meanwhile is missed a moment later
-            send(link, _refusal(problem) if problem else {"hosts": listed})
-    if problem:
-        raise problem
-    return Met(listed, links)
+def leave(status: int) -> None:
+    """End this process at once if it is one of several; return if it is alone.
 
+    An ordinary exit would wait for the others, which may be waiting for this one.
+    """
+    if not is_one_of_several():
+        return
+    import jax
 
-def _as_other(address: Address, count: int, index: int, limit: float, until: float) -> Met:
-    me = {"index": index, "count": count, "host": socket.gethostname()}
-    reached = False
-    while (left := until - time.monotonic()) > 0:
-        try:
-            link = socket.create_connection((address.host, address.port), timeout=left)
-            send(link, me)
-            # The first may have begun to wait after this one.
-            link.settimeout(limit + HELLO_SECONDS)
-            answer = read_line(link)
-        except OSError:
-            answer = None
-        if answer is None:
-            # Not there yet; or it was an earlier job's coordinator that still listens there.
-            time.sleep(RETRY_SECONDS)
-            continue
-        reached = True
-        if problem := answer.get("refused"):
-            raise (MissingProcessError if answer.get("missing") else UserError)(problem)
-        if hosts := answer.get("hosts"):
-            return Met(hosts, {0: link})
-    why = "what listens there is not the first process of this job" if reached else "no answer"
-    raise MissingProcessError(
-        f"process {index} of {count}: process 0 did not call the roll at {address} within "
-        f"{limit:g} s ({why}). Check that it was started, that this is the address of its host, "
-        "and that no firewall is between them; --join_timeout waits longer"
-    )
-
-
-def _listen(address: Address) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+    sys.stdout.flush()
+    sys.stderr.flush()
     try:
-        return socket.create_server(("", address.port), family=family, dualstack_ipv6=both)
-    except OSError as error:
+        coordinates = jax.process_index() == 0
+    except RuntimeError:  # there are no devices, which may be why it ends
+        coordinates = True
+    if coordinates:
+        time.sleep(GRACE_SECONDS)  # JAX aborts the others as soon as the coordinator is gone
+    os._exit(status)
+
+
+def exit_status(error: BaseException) -> int:
+    """LOST where devices or another process failed, since a restart may help; else 1."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if RESTARTABLE.match(str(cause)):
+            return LOST
+        cause = cause.__cause__ or cause.__context__
+    return 1
+
+
+def _initialize(place: Place, method: str, limit: int) -> None:
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    print(
+        f"{place.who}: waiting for the others at {place.where}, at most {limit} s. If one does not "
+        "come, JAX ends this process with DEADLINE_EXCEEDED: check that each was started with the "
+        "same command, has a number of its own and reaches that address; --join_timeout waits "
+        "longer",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        jax.distributed.initialize(
+            **place.arguments,
+            initialization_timeout=limit,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except Exception as error:  # of whatever reads metadata: networks, files, numbers
+        if "Failed to recognize coordinator" in str(error):  # a pod has a name once it runs
+            raise MissingProcessError(
+                f"the host of process 0 has no address after {limit} s ({error}). Check that it "
+                "was started; --join_timeout waits longer"
+            ) from error
+        if "Failed to start RPC server" in str(error):
+            raise UserError(
+                f"process 0 cannot listen at {place.where}: end what uses that port, or take "
+                "another one for the coordinator"
+            ) from error
+        # Nobody answers at the metadata server, or what does names no other processes.
+        absent = isinstance(error, OSError) or "should be defined" in str(error)
+        if method == "auto" and absent:
+            print("no TPU metadata: this is taken for the only process", file=sys.stderr)
+            return
+        reason = f"{type(error).__name__}: {error}"
+        if absent and method in ABSENT:
+            reason = f"{ABSENT[method]} ({reason})"
         raise UserError(
-            f"process 0 cannot listen at port {address.port} of {socket.gethostname()} "
-            f"({error.strerror}); end what uses it, or take another port for the coordinator"
+            f"--distributed={method}: the environment cannot be used: {reason}. Fix it, give "
+            f"{FLAGS} instead, or start one process with --distributed=off"
         ) from error
+    # JAX takes SIGTERM for a notice that training will hear of; elsewhere it would be lost.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if jax.process_count() == 1:  # a TPU of one host
+        jax.distributed.shutdown()
+        return
+    # While all are here: on a CPU the first exchange has to come about within 30 seconds, and the
+    # others would wait for files that the first process makes. Later ones may take longer.
+    asked = int(place.arguments.get("num_processes", jax.process_count()))
+    counts = np.unique(multihost_utils.process_allgather(np.int32(asked)))
+    if len(counts) > 1 or counts[0] != jax.process_count():
+        raise UserError(
+            f"{jax.process_count()} processes came, started with --process_count="
+            f"{' and '.join(map(str, counts))}; start all with the same number"
+        )
+    if jax.process_index() == 0:
+        print(f"{jax.process_count()} processes have joined", file=sys.stderr)
 
 
-def _refusal(problem: UserError) -> dict[str, Any]:
-    return {"refused": str(problem), "missing": isinstance(problem, MissingProcessError)}
+def _by_environment(method: str) -> Place | None:
+    """What the environment says; None for one process.
 
-
-def _hello(link: socket.socket) -> dict[str, Any] | None:
-    link.settimeout(HELLO_SECONDS)
-    try:
-        hello = read_line(link)
-    except OSError:
+    Raises UserError where it does not say what `method` needs.
+    """
+    if method in ("auto", "slurm") and (tasks := slurm_tasks(os.environ)):
+        return _slurm(os.environ) if tasks > 1 else None
+    if method in ("auto", "gke", "tpu") and (hosts := _tpu_hosts(os.environ)):
+        # One machine: JAX would ask a metadata server for slices, and not every machine has one.
+        several = hosts != "localhost" or "MEGASCALE_NUM_SLICES" in os.environ
+        return _detected("gketpu", "this host", f"the TPU hosts {hosts}") if several else None
+    if method in ("auto", "gke") and (job := _indexed_job(os.environ)):
+        return job
+    if method == "tpu" or (method == "auto" and _has_tpu()):
+        return _detected("gcetpu", "this host", "the first host of this TPU")
+    if method == "auto":
         return None
-    if hello is None or not {"index", "count", "host"} <= hello.keys():
+    raise UserError(f"--distributed={method}: {ABSENT[method]}; or give {FLAGS}")
+
+
+def _detected(cluster: str, who: str, where: str, **more: Any) -> Place:
+    return Place(who, where, {"cluster_detection_method": cluster, **more})
+
+
+def slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Tasks of the step that this process is one of; 0 outside of one."""
+    names = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
+    if any(f"SLURM_{name}" not in environment for name in names):
+        return 0
+    return _whole("SLURM_NTASKS", environment["SLURM_NTASKS"])
+
+
+def _slurm(environment: Mapping[str, str]) -> Place:
+    who = f"process {environment['SLURM_PROCID']} of {environment['SLURM_NTASKS']}"
+    where = f"the first node of {environment['SLURM_STEP_NODELIST']}"
+    # JAX gives each task one GPU, even where it is alone on its node; [] stands for all of them.
+    devices: list[int] | None = None if shares_gpus(environment) else []
+    return _detected("slurm", who, where, local_device_ids=devices)
+
+
+def shares_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether several tasks share this node and see the same GPUs."""
+    on_each = re.findall(r"(\d+)(?:\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return set(on_each) != {"1"} and (not seen or "," in seen)
+
+
+def _tpu_hosts(environment: Mapping[str, str]) -> str:
+    """The hosts of a TPU slice, as GKE, JobSet and XPK name them."""
+    names = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    return next((environment[name] for name in names if environment.get(name)), "")
+
+
+def _indexed_job(environment: Mapping[str, str]) -> Place | None:
+    """Of a Kubernetes job without TPUs: its manifest sets the first two, Kubernetes the third."""
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_COUNT", "JOB_COMPLETION_INDEX"
+    if any(name not in environment for name in names):
         return None
-    return hello
+    address, count, index = (environment[name] for name in names)
+    return _numbered(address, _whole(names[1], count), _whole(names[2], index))
 
 
-def read_line(link: socket.socket) -> dict[str, Any] | None:
-    """One message; None where the other side has closed, or does not speak this language."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = link.recv(1)  # no more: what follows is another reader's
-        if not byte or len(line) > 2**20:
-            return None
-        line += byte
+def _has_tpu() -> bool:
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(file.read_text().strip() == GOOGLE for file in vendors)
+
+
+def _check(asked: Distributed) -> float:
+    """Raises UserError; returns the time limit in seconds."""
+    if asked.method not in METHODS:
+        raise UserError(f"--distributed={asked.method} is unknown; there are {', '.join(METHODS)}")
     try:
-        message = json.loads(line)
+        limit = float(asked.join_timeout)
     except ValueError:
-        return None
-    return message if isinstance(message, dict) else None
+        limit = 0.0
+    if not 0 < limit < 2**31:  # JAX takes 32 bits
+        raise UserError(f"--join_timeout={asked.join_timeout} must be a number of seconds above 0")
+    given = [name for name, value in asked.flags.items() if value]
+    missing = [f"--{name}" for name in asked.flags if name not in given]
+    if given and asked.method not in ("auto", "flags"):
+        raise UserError(
+            f"--{given[0]} sets by hand what --distributed={asked.method} finds out; give one of "
+            "the two"
+        )
+    if missing and (given or asked.method == "flags"):
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: "
+            "--coordinator=HOST:PORT, --process_count and --process_index go together"
+        )
+    return limit
 
 
-def _is_open(link: socket.socket) -> bool:
-    link.setblocking(False)
-    try:
-        return bool(link.recv(1, socket.MSG_PEEK))
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        link.settimeout(HELLO_SECONDS)
+def _refuse_several(asked: Distributed, stage: str) -> None:
+    count = asked.process_count if asked.process_count != "1" else ""
+    several = f"--process_count={count}" if count else ""
+    if not several and asked.method not in ("auto", "off", "flags"):
+        several = f"--distributed={asked.method}"
+    if not several and asked.method == "auto" and (tasks := slurm_tasks(os.environ)) > 1:
+        several = f"srun with {tasks} tasks (use --ntasks=1)"
+    if several:
+        raise UserError(
+            f"--stage={stage} works in one process, and was started with {several}; start it once"
+        )
 
 
-def _missing(address: Address, count: int, hosts: Mapping[int, str], limit: float) -> str:
-    absent = [str(index) for index in range(count) if index not in hosts]
-    shown = ", ".join(absent[:16]) + (f" and {len(absent) - 16} more" if len(absent) > 16 else "")
-    number = "process" if len(absent) == 1 else "processes"
-    return (
-        f"{len(hosts)} of {count} processes came within {limit:g} s; missing: {number} {shown}. "
-        "Check that each was started with the same command, that it did not end with an error of "
-        f"its own, and that its host reaches {address}; --join_timeout waits longer"
-    )
+def _by_flags(asked: Distributed) -> Place | None:
+    match = re.fullmatch(r".+:(\d{1,5})", asked.coordinator)
+    if not match or not 0 < int(match[1]) < 2**16:
+        raise UserError(f"--coordinator={asked.coordinator} must be HOST:PORT, such as host-0:8476")
+    count, index = (_whole(f"--{name}", asked.flags[name]) for name in OPTIONS[2:4])
+    if count < 1:
+        raise UserError("--process_count=0 must be 1 or more")
+    if index >= count:
+        raise UserError(
+            f"--process_index={index} must be from 0 to {count - 1}, as --process_count={count}"
+        )
+    return _numbered(asked.coordinator, count, index)
+
+
+def _numbered(address: str, count: int, index: int) -> Place | None:
+    arguments = {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+    return Place(f"process {index} of {count}", address, arguments) if count > 1 else None
+
+
+def _whole(name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text):
+        raise UserError(f"{name}={text} must be a whole number")
+    return int(text)

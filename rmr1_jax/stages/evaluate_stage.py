@@ -20,7 +20,7 @@ from rmr1_jax.distributed.hosts import (
     is_first,
     log_primary,
 )
-from rmr1_jax.distributed.multihost import is_one_of_several
+from rmr1_jax.distributed.rendezvous import is_one_of_several
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmark import Loaded
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS

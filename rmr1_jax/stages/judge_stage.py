@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rmr1_jax.config import JudgeConfig, JudgeOptions
 from rmr1_jax.data.preference_file import RejectsFile, read_preferences
-from rmr1_jax.distributed.multihost import is_one_of_several
+from rmr1_jax.distributed.rendezvous import is_one_of_several
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.judgement_record import Tally, judgement_record
 from rmr1_jax.evaluation.judging_progress import JudgingProgress

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rmr1_jax.config import STAGES, parse_config, take_option
-from rmr1_jax.distributed.multihost import OPTIONS
+from rmr1_jax.distributed.rendezvous import OPTIONS
 from rmr1_jax.main import main, take_distributed
 from tests.docs.commands import REPOSITORY, Command, commands
 from tests.launch.conftest import Cloud, reads_only

@@ -240,7 +240,7 @@ def test_xpk_starts_shows_and_ends_a_workload(cloud: Cloud) -> None:
         "--num-slices=2",
         "--spot",
         "--storage=shared",
-        f"--restart-on-exit-codes={LOST},137,143",
+        f"--restart-on-exit-codes={LOST},134,137,139,143",
         secrets,
     } <= set(created)
     assert "there already" in cloud.run("gke/xpk.sh", *command).out

@@ -89,7 +89,7 @@ def test_a_job_that_was_interrupted_queues_itself_again(cloud: Cloud) -> None:
     assert len(cloud.calls("scontrol")) == 1
 
 
-@pytest.mark.parametrize("status", [3, 137])  # another process is gone; it was killed
+@pytest.mark.parametrize("status", [3, 134])  # another process is gone, noticed by us or by JAX
 def test_a_job_that_lost_a_process_goes_on_unless_it_always_does(cloud: Cloud, status: int) -> None:
     set_up(cloud)
     cloud.run("slurm.sh", *JOB, *STAGE)
@@ -99,6 +99,17 @@ def test_a_job_that_lost_a_process_goes_on_unless_it_always_does(cloud: Cloud, s
     last = run_job(cloud, status=status)
     assert last.returncode == status and "lost 3 times in a row" in last.stderr
     assert len(cloud.calls("scontrol")) == 5
+
+
+def test_a_job_of_which_one_task_failed_is_not_queued_again(cloud: Cloud) -> None:
+    """srun returns the highest status: that of the tasks which JAX aborted for it."""
+    set_up(cloud)
+    cloud.run("slurm.sh", *JOB, *STAGE)
+    srun = cloud.folder / "bin" / "srun"
+    srun.write_text('#!/usr/bin/env bash\nshift 2\nSTATUS=2 "$@"\nSTATUS=134 "$@"\nexit 134\n')
+    cloud.replace_python('#!/usr/bin/env bash\nexit "$STATUS"\n')
+    assert run_job(cloud).returncode == 2
+    assert cloud.calls("scontrol") == []
 
 
 def test_processors_of_a_process_reach_the_step(cloud: Cloud) -> None:

@@ -1,4 +1,4 @@
-"""`--stage=evaluate` over two and four processes, as in a pod: all judge, the first writes."""
+"""`--stage=evaluate` in two and four processes: all judge, the first writes."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.evaluation.fake_run import LOGGED, write_fake_run
-from tests.processes import MAIN, Ended, meets_signal, run_job
+from tests.processes import LOST_ANOTHER, MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
 pytestmark = pytest.mark.slow
@@ -38,8 +38,7 @@ def start(folder: Path, output: str, processes: int, script: str = MAIN) -> list
         "--max_num_seqs=4",
         "--mesh=data=4",
     ]
-    cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
-    return run_job(options, processes, 4 // processes, script=script, environment=cache)
+    return run_job(options, processes, 4 // processes, script=script)
 
 
 def records(folder: Path, output: str) -> list[dict[str, Any]]:
@@ -88,31 +87,28 @@ def test_give_the_records_of_one_process(folder: Path, unbroken: str) -> None:
     assert (folder / "together" / "report.html").is_file()
 
 
-def test_go_on_after_a_kill_of_the_one_that_writes(folder: Path, unbroken: str) -> None:
+def test_resume_after_a_kill_of_the_one_that_writes(folder: Path, unbroken: str) -> None:
     ended = start(folder, "killed", 2, meets_signal(SIGKILL, 0, call=3, of=JUDGED))
-    assert [end.status for end in ended] == [-9, 3]
-    assert ended[1].err.splitlines()[-1].startswith("error: process 0 of 2 (")
+    assert ended[0].status == -SIGKILL and ended[1].status in LOST_ANOTHER, ended
     assert partial(folder, "killed") == 3
     assert [end.status for end in start(folder, "killed", 2)] == [0, 0]
     assert traces(folder, "killed") == traces(folder, unbroken)
 
 
+@pytest.mark.nightly
 def test_four_come_to_the_same_scores_though_one_is_killed_and_one_asked_to_stop(
     folder: Path, unbroken: str
 ) -> None:
     # The second time that some are finished: then the first process has written the earlier ones.
     ended = start(folder, "four", 4, meets_signal(SIGKILL, 2, call=17, of=JUDGED))
-    assert [end.status for end in ended] == [3, 3, -9, 3], ended
-    for other in (0, 1, 3):
-        said = ended[other].err.splitlines()[-1]
-        assert said.startswith("error: process 2 of 4 (") and " is gone: " in said
-        assert "Traceback" not in ended[other].err
+    assert ended[2].status == -SIGKILL, ended
+    assert all(ended[other].status in LOST_ANOTHER for other in (0, 1, 3)), ended
     first = partial(folder, "four")
     assert 0 < first < 2 * PAIRS
 
     ended = start(folder, "four", 4, meets_signal(SIGTERM, 1, call=17, of=JUDGED))
-    assert [end.status for end in ended] == [3, -SIGTERM, 3, 3], ended
-    assert ended[0].err.splitlines()[-1].startswith("error: process 1 of 4 (")
+    assert ended[1].status == -SIGTERM, ended
+    assert all(ended[other].status in LOST_ANOTHER for other in (0, 2, 3)), ended
     assert first < partial(folder, "four") < 2 * PAIRS
 
     assert [end.status for end in start(folder, "four", 4)] == [0] * 4
@@ -120,6 +116,7 @@ def test_four_come_to_the_same_scores_though_one_is_killed_and_one_asked_to_stop
     assert scores(folder, "four") == scores(folder, unbroken)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "said"),
     [

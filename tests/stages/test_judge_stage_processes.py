@@ -1,4 +1,4 @@
-"""`--stage=judge` over two processes: they share the traces, one writes the verdicts."""
+"""`--stage=judge` in two processes: they share the traces, one writes the verdicts."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.processes import Ended, run_job
 from tests.stages.tiny_grpo import write_model, write_pairs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,14 @@ def start(folder: Path, output: str, processes: int, *more: str) -> list[Ended]:
         "--max_num_seqs=4",
         "--mesh=data=2",
     ]
-    cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
-    return run_job([*options, *more], processes, 2 // processes, environment=cache)
+    return run_job([*options, *more], processes, 2 // processes)
 
 
 def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) | {"logprob": 0} for line in file.read_text().splitlines()]
 
 
-def test_write_what_one_writes_and_go_on_where_they_were(folder: Path) -> None:
+def test_write_what_one_writes_and_resume(folder: Path) -> None:
     alone, together = start(folder, "alone.jsonl", 1), start(folder, "together.jsonl", 2)
     assert [end.status for end in alone + together] == [1, 1, 1], together  # a line is no pair
     assert "1 line is no pair" in together[0].err and "no pair" not in together[1].err

@@ -1,4 +1,4 @@
-"""`--stage=sft` over two and four processes, as a pod has them: one is killed, or asked to stop."""
+"""`--stage=sft` in two and four processes: one of them is killed, or asked to stop."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from rmr1_jax.toy_task import TOY_PROMPT, toy_preferences
 from rmr1_jax.toy_task.scripted_teacher import ScriptedTeacher
 from rmr1_jax.training.metrics import read_metrics
-from tests.processes import MAIN, Ended, meets_signal, run_job
+from tests.processes import LOST_ANOTHER, MAIN, Ended, meets_signal, run_job
 from tests.stages.tiny_grpo import write_model
 
 pytestmark = pytest.mark.slow
@@ -65,6 +65,7 @@ def start(
 ) -> list[Ended]:
     options = [
         "--stage=sft",
+        f"--model={folder / 'model'}",
         f"--data.train={folder / 'traces.jsonl'}",
         f"--workdir={folder / workdir}",
         "--data.max_length=128",
@@ -79,8 +80,7 @@ def start(
     ]
     if not any(option.startswith("--mesh") for option in more):
         options.append("--mesh=data=2,fsdp=2")
-    cache = {"RMR1_JAX_CACHE": str(folder / f"programs {processes}")}
-    return run_job(options, processes, DEVICES // processes, script=script, environment=cache)
+    return run_job(options, processes, DEVICES // processes, script=script)
 
 
 def succeed(folder: Path, workdir: str, processes: int, *more: str) -> Path:
@@ -126,15 +126,27 @@ def test_measure_the_validation_loss_of_all_rows(alone: Path, together: Path) ->
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_four_learn_the_same_though_one_is_killed_and_one_asked_to_stop(
+def test_resume_exactly_after_one_is_killed_and_one_is_asked_to_stop(
+    folder: Path, together: Path
+) -> None:
+    ended = start(folder, "resumed", 2, script=SIGNALLED.format(step=2, index=0, number=SIGKILL))
+    assert ended[0].status == -SIGKILL and ended[1].status in LOST_ANOTHER, ended
+
+    script = SIGNALLED.format(step=3, index=1, number=SIGTERM)
+    ended = start(folder, "resumed", 2, "--checkpoint.every=100", script=script)
+    assert [end.status for end in ended] == [143, 143], ended
+    assert "stopped by signal 15 after step 3 of 4, saved" in ended[0].err
+    assert (folder / "resumed" / "checkpoints" / "3").is_dir()
+    assert learnt(succeed(folder, "resumed", 2)) == learnt(together)
+
+
+@pytest.mark.nightly
+def test_four_learn_the_same_though_one_is_killed_and_one_is_asked_to_stop(
     folder: Path, alone: Path
 ) -> None:
     ended = start(folder, "four", 4, script=SIGNALLED.format(step=3, index=2, number=SIGKILL))
-    assert [end.status for end in ended] == [3, 3, -9, 3]
-    for other in (0, 1, 3):
-        said = ended[other].err.splitlines()[-1]
-        assert said.startswith("error: process 2 of 4 (") and " is gone: " in said
-        assert "Traceback" not in ended[other].err
+    assert ended[2].status == -SIGKILL, ended
+    assert all(ended[other].status in LOST_ANOTHER for other in (0, 1, 3)), ended
 
     script = SIGNALLED.format(step=3, index=1, number=SIGTERM)
     ended = start(folder, "four", 4, "--checkpoint.every=100", script=script)
@@ -144,22 +156,15 @@ def test_four_learn_the_same_though_one_is_killed_and_one_asked_to_stop(
     assert is_near(learnt(succeed(folder, "four", 4)), learnt(alone))
 
 
-def test_go_on_as_if_nothing_had_happened_where_the_first_is_killed(
-    folder: Path, together: Path
-) -> None:
-    ended = start(folder, "killed", 2, script=SIGNALLED.format(step=3, index=0, number=SIGKILL))
-    assert [end.status for end in ended] == [-9, 3]
-    assert ended[1].err.splitlines()[-1].startswith("error: process 0 of 2 (")
-    assert learnt(succeed(folder, "killed", 2)) == learnt(together)
-
-
+@pytest.mark.nightly
 def test_share_rows_where_the_tensor_axis_spans_them(folder: Path) -> None:
     """Both processes of a row's devices must have the same row."""
-    options = ("--mesh=fsdp=2,tensor=2", f"--model={folder / 'model'}", "--lora.rank=2")
+    options = ("--mesh=fsdp=2,tensor=2", "--lora.rank=2")
     across, within = succeed(folder, "across", 4, *options), succeed(folder, "within", 1, *options)
     assert is_near(learnt(across), learnt(within))
 
 
+@pytest.mark.nightly
 def test_all_save_the_same_step_where_one_is_asked_to_stop(folder: Path, together: Path) -> None:
     """Whether it validates, or would after that step."""
     options = ("--checkpoint.every=100", "--validation.every=2")
@@ -174,6 +179,7 @@ def test_all_save_the_same_step_where_one_is_asked_to_stop(folder: Path, togethe
     assert learnt(succeed(folder, "asked", 2, *options)) == learnt(together)
 
 
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_is_set_aside_once(folder: Path, together: Path) -> None:
     shutil.copytree(together, folder / "damaged")
     for file in (folder / "damaged" / "checkpoints" / "4" / "weights").rglob("*"):
@@ -182,19 +188,3 @@ def test_a_damaged_checkpoint_is_set_aside_once(folder: Path, together: Path) ->
     succeed(folder, "damaged", 2)
     assert (folder / "damaged" / "checkpoints" / "4.damaged").is_dir()
     assert learnt(folder / "damaged") == learnt(together)
-
-
-def test_another_directory_on_each_host_is_refused(folder: Path) -> None:
-    """Each process sees a workdir of its own, as on disks that are not shared."""
-    script = (
-        "import os, sys; from rmr1_jax.main import main; from rmr1_jax.distributed import hosts; "
-        "hosts.SEEN_WITHIN = 1.0; index = sys.argv[-1].partition('=')[2]; "
-        "os.makedirs(os.path.join(os.environ['FOLDER'], index), exist_ok=True); "
-        "os.chdir(os.path.join(os.environ['FOLDER'], index)); sys.exit(main(sys.argv[1:]))"
-    )
-    (folder / "hosts").mkdir()
-    options = ["--stage=sft", f"--data.train={folder / 'traces.jsonl'}", "--workdir=run"]
-    ended = run_job(options, 2, 1, script=script, environment={"FOLDER": str(folder / "hosts")})
-    assert [end.status for end in ended] == [2, 2]
-    for end in ended:
-        assert "run: process 1 of 2 cannot see what process 0 writes there" in end.err
