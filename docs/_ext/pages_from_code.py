@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from sphinx.application import Sphinx
@@ -85,7 +85,7 @@ def section(config: Any, prefix: str = "") -> Iterator[str]:
             continue
         kind = shown_type(hints[field.name])
         yield (
-            f"`{prefix}{field.name}` : *{kind}*, {shown_default(value)}\n"
+            f"`{prefix}{field.name}` : {kind}, {shown_default(value)}\n"
             f": {plain(said[field.name])}\n\n"
         )
     for name, value in inner:
@@ -108,6 +108,8 @@ def descriptions(kind: type) -> dict[str, str]:
 def shown_type(hint: Any) -> str:
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     names |= {tuple: "several texts", dict: "a dictionary", type(None): "None"}
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(hint) if choice)
     if type(None) in get_args(hint):
         return " or ".join(map(shown_type, get_args(hint)))
     return names[getattr(hint, "__origin__", hint)]

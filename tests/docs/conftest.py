@@ -26,7 +26,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     for name in ("MODEL_DIR", "SMOLLM2_DIR", "ORBAX_DIR", "PAIRS", "TRACES", "LOGS"):
         (folder / name).mkdir()
-    for name in ("runs/sft_qwen2_5_7b", "runs/grpo_qwen2_5_7b", "data/rm_r1"):
+    for name in ("runs/sft_qwen-7b", "runs/grpo_qwen-7b", "data/rm_r1"):
         (folder / name).mkdir(parents=True)
     for name in ("mine", "theirs", "published"):
         (folder / "results" / name / "records").mkdir(parents=True)
@@ -60,8 +60,8 @@ def write_models(folder: Path) -> None:
     convert = ["--stage=convert", "--input=MODEL_DIR", "--output=ORBAX_DIR"]
     assert main(convert) == 0
     (folder / "runs").mkdir()
-    links = {"SMOLLM2_DIR": "MODEL_DIR", "runs/sft_qwen2_5_7b": "MODEL_DIR"}
-    for link, there in {**links, "runs/grpo_qwen2_5_7b": "ORBAX_DIR"}.items():
+    links = {"SMOLLM2_DIR": "MODEL_DIR", "runs/sft_qwen-7b": "MODEL_DIR"}
+    for link, there in {**links, "runs/grpo_qwen-7b": "ORBAX_DIR"}.items():
         (folder / link).symlink_to(folder / there)
 
 

@@ -124,7 +124,7 @@ def smallest(command: Command, folder: Path) -> list[str]:
     more = list(SMALLEST[command.stage])
     if command.stage == "plan":
         pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-        more += SMALLEST["sft" if "configs/sft" in str(command) else "grpo"]
+        more += SMALLEST["sft" if "=sft_" in str(command) else "grpo"]
     if command.stage == "evaluate" and "preferences" not in command.options:
         asked = [word for word in command.words if word.startswith("--benchmarks=")]
         names = asked[-1].partition("=")[2].split(",") if asked else [*FILES]
