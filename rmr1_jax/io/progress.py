@@ -2,22 +2,30 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_INTERVAL = 10.0  # seconds
 
 
 class ProgressDisplay:
-    """Starts and stops with its block; subclasses say what is done with `_update`.
+    """Starts and stops with its block; subclasses call `_update`.
 
     Args:
       columns: of the bar; they may show the fields.
-      description, total, completed, fields: of rich's task; `total` may be unknown.
+      description, total, completed, fields: those of rich's task; `total` may be unknown.
       console: standard error by default.
     """
 
@@ -59,7 +67,7 @@ class ProgressDisplay:
     def _update(
         self, completed: int, line: Callable[[], str], *, last: bool = False, **fields: Any
     ) -> None:
-        """Move the bar; or print `line`, if the last one is a while ago or this is the `last`."""
+        """Move the bar; or print `line`, if the last one is some time ago or this is the `last`."""
         if self._bar is not None:
             self._bar.update(self._task, completed=completed, **fields)
             return
@@ -67,3 +75,30 @@ class ProgressDisplay:
         if now - self._last_line >= PLAIN_INTERVAL or last:
             self._last_line = now
             self.say(line())
+
+
+class Bar(NamedTuple):
+    """How a `bar` is moved."""
+
+    advance: Callable[[int], None]  # by so many more
+    reach: Callable[[int], None]  # to so many in all
+
+
+@contextmanager
+def bar(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Bar]:
+    """A bar on a terminal, gone once its block ends; nothing elsewhere, or if `quiet`."""
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield Bar(
+            lambda count: progress.advance(task, count),
+            lambda done: progress.update(task, completed=done),
+        )

@@ -1,7 +1,7 @@
-"""A file of records that a stage goes on with after a kill: appended one by one, none half written.
+"""A file of records that a stage resumes after a kill: appended one by one, none half written.
 
 Beside `verdicts.jsonl` lies `verdicts.jsonl.run.json`: the settings that its records were made
-with. A run with other settings may not go on in the same file.
+with. A run with other settings may not append to the same file.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.io.run_directory import resume_or_refuse, write_settings
 
-GO_ON = "run the same command again: it goes on after the last finished record"
+GO_ON = "run the same command again: it resumes after the last finished record"
 
 
 class RecordLog:
     """Opens (or creates) `path`, cuts off a record that a kill left half written, and appends.
 
     One process at a time holds it. The settings are in `info`, by default beside it. Raises
-    UserError where the file cannot be opened or written.
+    UserError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path, *, info: Path | None = None) -> None:
@@ -87,7 +87,7 @@ class RecordLog:
                 os.ftruncate(self._file, self._end)
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); the {self.count} records "
-                f"before are kept. Mend that and {GO_ON}"
+                f"before are kept. Fix that and {GO_ON}"
             ) from error
         self._end += size
         self.count += 1
@@ -95,44 +95,21 @@ class RecordLog:
     def check_settings(
         self, settings: Mapping[str, object], *, even_if_empty: bool = False
     ) -> None:
-        """Refuse to go on with settings other than the records were made with.
+        """Refuse to resume with settings other than the records were made with.
 
-        Settings that are recorded but not in `settings` are not compared, and none are where there
+        Settings that are recorded but not in `settings` are not compared. None are as long as there
         is no record, unless asked for: other files may have been made with them.
         """
-        if self.count == 0 and not even_if_empty:
-            return
-        earlier = self.run_info().get("settings", {})
-        changed = [
-            f"{name} was {earlier.get(name)!r} and is now {value!r}"
-            for name, value in settings.items()
-            if earlier.get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"{self.path}: its {self.count} records were made with other settings: "
-                f"{'; '.join(changed)}. Take those back, choose another --output, or delete this "
-                "one to start again"
-            )
-
-    def run_info(self) -> dict[str, Any]:
-        """What `write_run_info` recorded."""
-        try:
-            info = json.loads(self._info_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self._info_path}: cannot be read, so it is not known how the records of "
-                f"{self.path.name} were made; choose another --output"
-            ) from error
-        return info if isinstance(info, dict) else {}
+        if self.count or even_if_empty:
+            resume_or_refuse(self._info_path, {"settings": settings})
 
     def write_run_info(self, info: Mapping[str, object]) -> None:
         """Record the settings, whole or not at all."""
-        atomic_write(self._info_path, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        write_settings(self._info_path, info)
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            raise UserError(f"{self.path}: is no ordinary file, so a run could not go on in it")
+            raise UserError(f"{self.path}: is no ordinary file, so a run could not be resumed")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -150,7 +127,7 @@ class RecordLog:
             )
 
     def _cut_half_record(self) -> int:
-        """Count the records, drop what follows the last line end, and stand at the end."""
+        """Count the records, drop what follows the last line end, and move to the end."""
         end = 0
         with self.path.open("rb") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""Checkpoints of every format: recognise, load, and keep ours with Orbax.
+"""Checkpoints of every format: recognise and load them, and write ours with Orbax.
 
 An Orbax checkpoint of ours is a directory that explains itself: `weights/` (Orbax), `config.json`,
 `generation_config.json` and the tokenizer files as in a Hugging Face checkpoint, and a marker file.
@@ -24,20 +24,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.io.whole_directory import read_marker, replace_directory
-from rmr1_jax.models.gguf import gguf_config, load_gguf
+from rmr1_jax.io.atomic_write import read_marker, replace_directory
+from rmr1_jax.models.gguf import GgufSource, gguf_config
 from rmr1_jax.models.gguf_tokenizer import write_gguf_tokenizer
-from rmr1_jax.models.huggingface import (
-    PROMPT_FILE,
-    has_tokenizer,
-    load_huggingface,
-    parse_dtype,
-    write_sidecar_files,
+from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_json, write_sidecar_files
+from rmr1_jax.models.lora import (
+    Lora,
+    adapter_scales,
+    combine,
+    merge,
+    random_adapters,
+    split_trainable,
 )
-from rmr1_jax.models.lora_checkpoint import LORA, load_adapters, load_lora_checkpoint, read_lora
 from rmr1_jax.models.model_config import ModelConfig, load_hf_config, read_json
-from rmr1_jax.models.shape_check import check_shapes
-from rmr1_jax.models.weight_map import default_sharding, flatten, nest, tensors_of
+from rmr1_jax.models.safetensors_files import SafetensorsSource, parse_dtype
+from rmr1_jax.models.weight_map import (
+    Source,
+    assemble,
+    check_shapes,
+    count_parameters,
+    default_sharding,
+    flatten,
+    nest,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +55,8 @@ if TYPE_CHECKING:
 Format = Literal["huggingface", "gguf", "orbax", "adapters"]
 WEIGHTS = "weights"
 CHECKPOINTS, SIDECAR_FILES = "checkpoints", "model"
-ENDS = 1 << 16  # bytes of each end of a file that a fingerprint reads
+LORA = "lora.json"  # beside the tokenizer of a run whose checkpoints hold adapters only
+ENDS = 1 << 16  # bytes that a fingerprint reads at each end of a file
 
 
 def recognise(path: str | Path) -> tuple[Format, Path]:
@@ -77,14 +88,15 @@ def recognise(path: str | Path) -> tuple[Format, Path]:
 
 
 def default_dtype() -> str:
-    """To compute in where nothing else is said: float32 on CPU, bfloat16 elsewhere."""
+    """The dtype to compute in by default: float32 on CPU, bfloat16 elsewhere."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 by which another checkpoint in the same place is known, the next one of a run too.
+    """SHA-256 that tells whether the checkpoint in a place is still the same one.
 
-    Over names, sizes and both ends of its files: weights differ there, and to read all takes long.
+    It covers names, sizes and both ends of the files. Different weights differ there, and reading
+    everything would take long.
     """
     _, place = recognise(path)
     digest = hashlib.sha256()
@@ -111,7 +123,7 @@ def _latest_checkpoint(directory: Path) -> Path:
 
 
 def sidecar_files(place: Path) -> Path:
-    """The directory with what lies beside the weights: that of a run is shared by its steps."""
+    """The directory of the files beside the weights; the checkpoints of a run share one."""
     parent = place.absolute().parent
     return parent.parent / SIDECAR_FILES if parent.name == CHECKPOINTS else place
 
@@ -132,23 +144,40 @@ def load_model(
     shardings: Mapping[str, Any] | None = None,
     on_read: Callable[[int], None] = lambda size: None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Config and parameters of a Hugging Face directory, a GGUF file or an Orbax directory.
+    """Config and parameters (a nested dict of arrays) of a checkpoint of any format.
 
-    `dtype` ("float32", "bfloat16", "float16") defaults to what is stored (GGUF: float32);
-    `shardings` is a tree of shardings that matches the parameters. Raises `UserError`.
+    Adapters of a LoRA run are merged into their model.
+
+    Args:
+      path: a Hugging Face directory, a GGUF file, an Orbax directory or that of a training run.
+      dtype: "float32", "bfloat16" or "float16". By default what is stored; if tensors differ, the
+        narrowest that holds them all; float32 for GGUF, which is dequantized.
+      shardings: a tree that matches the parameters; by default all is on one device. Each device
+        is sent only what it holds (see `assemble` for the host memory this takes).
+      on_read: gets the number of parameters in each finished leaf.
+
+    Raises `UserError`, naming all that is missing, extra or misshapen at once.
     """
     kind, place = recognise(path)
     if kind == "adapters":
-        lora, base = read_lora(sidecar_files(place))
-        with quiet_orbax():
-            adapters = load_adapters(place / WEIGHTS, load_config(place), lora)
-        return load_lora_checkpoint(
-            adapters,
-            base,
-            partial(load_model, dtype=dtype, shardings=shardings, on_read=on_read),
-        )
-    load = {"huggingface": load_huggingface, "gguf": load_gguf, "orbax": load_weights}[kind]
-    return load(place, dtype=dtype, shardings=shardings, on_read=on_read)
+        adapters, _, base = load_adapters(place)
+        if not Path(base).exists():
+            raise UserError(
+                f"these adapters were trained on {base}, which is not there any more; put the "
+                "model back, or export the adapters alone with --stage=convert --to=peft"
+            )
+        config, params = load_model(base, dtype=dtype, shardings=shardings, on_read=on_read)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        stored = params["embed"]["embedding"].dtype
+        merged = jax.tree.map(lambda leaf: leaf.astype(stored), merge(combine(params, adapters)))
+        return config, jax.device_put(merged, placed)
+    if kind == "orbax":
+        config, params = _load_orbax(place.absolute(), dtype, shardings)
+        on_read(count_parameters(config))
+        return config, params
+    source: Source = SafetensorsSource(place) if kind == "huggingface" else GgufSource(place)
+    target = parse_dtype(dtype) if dtype else source.dtype
+    return source.config, assemble(source, target, shardings, on_read)
 
 
 def stop_token_ids(path: str | Path) -> tuple[int, ...]:
@@ -164,7 +193,7 @@ def stop_token_ids(path: str | Path) -> tuple[int, ...]:
 
 
 def prompt_of(path: str | Path) -> str | None:
-    """The judge prompt that a checkpoint brings: a file of its own, or a name in its config."""
+    """The judge prompt of a checkpoint: a file of its own, or a name in its config."""
     kind, place = recognise(path)
     file = sidecar_files(place) / PROMPT_FILE
     if kind != "gguf" and file.is_file():
@@ -175,9 +204,9 @@ def prompt_of(path: str | Path) -> str | None:
 def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":
     """The tokenizer of a checkpoint of any format, and the tokens that end an answer.
 
-    Raises `UserError` where the tokenizer files are absent or damaged.
+    Raises `UserError` if the tokenizer files are absent or damaged.
     """
-    # It would advise to install torch, which is not used.
+    # transformers would advise installing torch, which is not used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with tokenizer_directory(path) as directory:
         if not has_tokenizer(directory):
@@ -187,7 +216,7 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
             )
         import transformers
 
-        # AutoTokenizer would import torch where there is one, which takes longer than all the rest.
+        # AutoTokenizer would import torch if it is installed, which takes longer than all else.
         known = (directory / "tokenizer.json").is_file()
         kind: Any = transformers.PreTrainedTokenizerFast if known else transformers.AutoTokenizer
         try:
@@ -217,62 +246,48 @@ def save_weights(
     params: Mapping[str, Any],
     config: ModelConfig,
     *,
-    extra: Mapping[str, Any] | None = None,
     tokenizer_from: str | Path | None = None,
 ) -> None:
     """Writes an Orbax checkpoint that explains itself, all or nothing.
 
-    `extra` (anything JSON) is given back by `load_extra`. Tokenizer files, chat template and
-    `generation_config.json` are copied from the directory `tokenizer_from`. Raises `UserError`
-    where `directory` holds anything but an earlier result.
+    Tokenizer files, chat template and `generation_config.json` are copied from the directory
+    `tokenizer_from`. Raises `UserError` if `directory` holds anything but an earlier result.
     """
     stored = np.dtype(params["embed"]["embedding"].dtype)
-    about = {"format": "orbax", "extra": dict(extra or {})}
-    with replace_directory(Path(directory), about) as temporary:
+    with replace_directory(Path(directory), {"format": "orbax"}) as temporary:
         write_sidecar_files(temporary, config, stored, tokenizer_from)
         try:
             with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, dict(params))
         except Exception as error:  # TensorStore turns every failure into a ValueError
-            # Lets go of the open files, which would come back after the directory is removed.
+            # Closes the open files, which would come back after the directory is removed.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             raise _write_failure(error) from error
 
 
-def load_extra(directory: str | Path) -> dict[str, Any]:
-    """What `save_weights` was given as `extra`."""
-    extra: dict[str, Any] = (read_marker(Path(directory)) or {}).get("extra", {})
-    return extra
-
-
-def load_weights(
-    directory: str | Path,
-    *,
-    dtype: str | None = None,
-    shardings: Mapping[str, Any] | None = None,
-    on_read: Callable[[int], None] = lambda size: None,
+def _load_orbax(
+    directory: Path, dtype: str | None, shardings: Mapping[str, Any] | None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Config and parameters that `save_weights` wrote; arguments as for `load_model`."""
-    directory = Path(directory).absolute()
     config = load_config(directory)
     wanted = parse_dtype(dtype) if dtype else None
     placed = dict(flatten(shardings)) if shardings is not None else {}
     try:
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_arrays(checkpointer, directory)
+            shapes = {tensor.path: tensor.shape(config) for tensor in tensors_of(config)}
             check_shapes(
                 f"the weights in {directory} do not fit its config.json",
-                {tensor.path: tensor.shape(config) for tensor in tensors_of(config)},
+                shapes,
                 {path: tuple(array.shape) for path, array in stored.items()},
             )
             target = {
-                tensor.path: jax.ShapeDtypeStruct(
-                    tensor.shape(config),
-                    wanted or stored[tensor.path].dtype,
-                    sharding=placed[tensor.path] if placed else default_sharding(),
+                path: jax.ShapeDtypeStruct(
+                    shape,
+                    wanted or stored[path].dtype,
+                    sharding=placed[path] if placed else default_sharding(),
                 )
-                for tensor in tensors_of(config)
+                for path, shape in shapes.items()
             }
             leaves = dict(flatten(checkpointer.restore(directory / WEIGHTS, nest(target))))
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
@@ -282,12 +297,32 @@ def load_weights(
             f"the weights in {directory} are damaged or incomplete ({_first_line(error)}). "
             "Convert the original checkpoint again."
         ) from error
-    on_read(sum(leaf.size for leaf in leaves.values()))
     return config, nest({path: leaves[path] for path in target})
 
 
+def write_lora(directory: Path, lora: Lora, base: str) -> None:
+    """Note, beside the tokenizer of a run, what its adapters are and which model they belong to."""
+    about = {"base": str(Path(base).absolute()), "rank": lora.rank, "alpha": lora.alpha}
+    write_json(directory / LORA, about | {"targets": list(lora.targets)})
+
+
+def load_adapters(place: Path) -> tuple[dict[str, Any], Lora, str]:
+    """The adapters of a checkpoint of a LoRA run with their scale, and the path of their model."""
+    about = read_json(sidecar_files(place) / LORA)
+    lora = Lora(about["rank"], about["alpha"], tuple(about["targets"]))
+    config = load_config(place)
+    matrices, _ = split_trainable(jax.eval_shape(lambda: random_adapters(config, lora)))
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=default_sharding()),
+        matrices,
+    )
+    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        restored: dict[str, Any] = checkpointer.restore(place.absolute() / WEIGHTS, target)
+    return combine(restored, adapter_scales(config, lora)), lora, str(about["base"])
+
+
 def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> dict[str, Any]:
-    """What is stored, by our paths: anything with a shape and a dtype."""
+    """The shape and dtype of what is stored, by our paths."""
     found = checkpointer.metadata(directory / WEIGHTS)
     if found is None or found.item_metadata is None:
         raise UserError(
@@ -299,14 +334,14 @@ def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> d
 
 @contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Orbax raises what fails; all else that it and its threads print about it is left out."""
+    """Orbax raises its errors; what it and its threads also print about them is suppressed."""
     absl = logging.getLogger("absl")
     level, hook = absl.level, sys.unraisablehook
     absl.setLevel(logging.CRITICAL)
     sys.unraisablehook = partial(_without_abandoned, hook)
     try:
         yield
-        # Not after a failure: what was under way when it struck may report so at any time later.
+        # Not after a failure: what was under way at that time may report an error much later.
         sys.unraisablehook = hook
     finally:
         absl.setLevel(level)
@@ -321,7 +356,7 @@ def _without_abandoned(
 
 
 def _write_failure(error: Exception) -> Exception:
-    """The operating system's error behind one of TensorStore's, where there is one."""
+    """The operating system's error behind one of TensorStore's, if there is one."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number is None:
         return UserError(f"the weights cannot be written ({_first_line(error)}).")

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp) in: dequantized into the same parameters as a Hugging Face checkpoint."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,51 +10,47 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.huggingface import parse_dtype
 from rmr1_jax.models.model_config import ARCHITECTURES, ModelConfig
 from rmr1_jax.models.rope import rope_frequencies
-from rmr1_jax.models.shape_check import check_shapes
-from rmr1_jax.models.weight_map import Tensor, assemble, tensors_of
+from rmr1_jax.models.weight_map import Tensor, check_shapes, foreign_shapes
 
 # Frequency divisors that llama.cpp stores in place of the numbers of `llama3` rope scaling.
 ROPE_DIVISORS = "rope_freqs.weight"
 
 
-def load_gguf(
-    file: str | Path,
-    *,
-    dtype: str | None = None,
-    shardings: Mapping[str, Any] | None = None,
-    on_read: Callable[[int], None] = lambda size: None,
-) -> tuple[ModelConfig, dict[str, Any]]:
-    """The config and the dequantized parameters (a nested dict of arrays) of a GGUF file.
+class GgufSource:
+    """The weights of a GGUF file, dequantized to fp32, for `assemble`.
 
-    `dtype` defaults to "float32", what dequantization computes. The other arguments and the errors
-    are those of `load_huggingface`; quantization types that the `gguf` package cannot read and
-    architectures that this decoder is not are refused by name.
+    Raises `UserError`, naming all tensors that are missing, extra or misshapen at once, if the
+    file does not fit its metadata, or if the `gguf` package cannot read its quantization.
     """
-    reader = open_gguf(file)
-    config = gguf_config(file)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    expected = {
-        tensor.gguf.format(layer=layer): tensor.foreign_shape(config)
-        for tensor in tensors_of(config)
-        for layer in tensor.layers(config)
-    }
-    check_shapes(
-        f"the weights in {file} do not fit its metadata",
-        expected,
-        {name: _shape(tensor) for name, tensor in stored.items() if name != ROPE_DIVISORS},
-    )
-    _refuse_unreadable(file, stored.values())
-    target = parse_dtype(dtype or "float32")
-    params = assemble(config, _Dequantized(config, stored), target, shardings, on_read)
-    _open.cache_clear()  # the parsed vocabulary is large, and the weights are read last
-    return config, params
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, file: Path) -> None:
+        self.stored = {tensor.name: tensor for tensor in open_gguf(file).tensors}
+        self.config = gguf_config(file)
+        check_shapes(
+            f"the weights in {file} do not fit its metadata",
+            foreign_shapes(self.config, "gguf"),
+            {name: _shape(t) for name, t in self.stored.items() if name != ROPE_DIVISORS},
+        )
+        _refuse_unreadable(file, self.stored.values())
+        _open.cache_clear()  # the parsed vocabulary is large, and the weights are read last
+
+    def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
+        stored = self.stored[tensor.gguf.format(layer=layer)]
+        rows, *columns = window
+        values = dequantize(np.asarray(stored.data[rows]), stored.tensor_type)
+        if self.config.model_type == "llama" and tensor.path.startswith(
+            ("layers/attention/query/", "layers/attention/key/")
+        ):
+            values = _unpermute(values, self.config.head_dim)
+        return values[(slice(None), *columns)]
 
 
 def open_gguf(file: str | Path) -> GGUFReader:
-    """A GGUF file, mapped, with its metadata parsed (seconds, where the vocabulary is large)."""
+    """A GGUF file, mapped, with its metadata parsed (seconds, if the vocabulary is large)."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{file} does not exist. Name a GGUF file.")
@@ -74,7 +70,7 @@ def _open(path: Path, modified: int) -> GGUFReader:
 
 
 def metadata(reader: GGUFReader, key: str, default: Any = None) -> Any:
-    """A metadata value, or `default` where the file has none."""
+    """A metadata value, or `default` if the file has none."""
     field = reader.get_field(key)
     return default if field is None else field.contents()
 
@@ -181,7 +177,7 @@ def _llama3_scaling(
     return scaling
 
 
-def _refuse_unreadable(file: str | Path, tensors: Any) -> None:
+def _refuse_unreadable(file: Path, tensors: Iterable[ReaderTensor]) -> None:
     kinds: dict[GGMLQuantizationType, ReaderTensor] = {t.tensor_type: t for t in tensors}
     unreadable = []
     for kind, tensor in kinds.items():
@@ -194,24 +190,6 @@ def _refuse_unreadable(file: str | Path, tensors: Any) -> None:
             f"{file}: quantization type {', '.join(unreadable)} cannot be read. Use another "
             "quantization of this model, for example Q8_0."
         )
-
-
-class _Dequantized:
-    """Reads windows of tensors, dequantized to fp32, with the rows of heads in our order."""
-
-    def __init__(self, config: ModelConfig, stored: Mapping[str, ReaderTensor]) -> None:
-        self.config = config
-        self.stored = stored
-
-    def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
-        stored = self.stored[tensor.gguf.format(layer=layer)]
-        rows, *columns = window
-        values = dequantize(np.asarray(stored.data[rows]), stored.tensor_type)
-        if self.config.model_type == "llama" and tensor.path.startswith(
-            ("layers/attention/query/", "layers/attention/key/")
-        ):
-            values = _unpermute(values, self.config.head_dim)
-        return values[(slice(None), *columns)]
 
 
 def _unpermute(rows: np.ndarray, head_dim: int) -> np.ndarray:

@@ -44,7 +44,7 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
 
 # What `tokenizer.ggml.pre` may say, and how such a tokenizer cuts text before merging.
 PRE_TOKENIZERS = {
-    "default": _gpt2,  # what a converter writes that knows no better
+    "default": _gpt2,  # what a converter writes for a tokenizer it does not know
     "gpt-2": _gpt2,
     "smollm": _smollm,
     "qwen2": lambda: _split(_SINGLE_DIGITS),

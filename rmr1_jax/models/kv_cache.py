@@ -1,10 +1,10 @@
-"""Keys and values of decoding, one pair of arrays a layer, updated in place.
+"""Keys and values of decoding, one pair of arrays per layer, updated in place.
 
-Prompts and responses lie apart. A prompt is stored once for the whole group that answers it (a
-*prompt slot*). Responses lie in a ring of columns that all slots write at one shared write
-position: a slot that is refilled starts wherever the write position stands, its first token is
-simply its oldest column. So every step writes one uniform column (a dynamic-update-slice in place,
-no scatter), and any slot can be refilled at any time.
+Prompts and responses are stored apart. A prompt is stored once for the whole group that answers it
+(a *prompt slot*). Responses are stored in a ring of columns, which all slots write at one shared
+write position: a slot that is refilled starts wherever the write position is, and its first token
+is its oldest column. So every step writes one column for all slots (a dynamic-update-slice in
+place, no scatter), and any slot can be refilled at any time.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Low-rank adapters: `y + scale * (x A) B` beside a frozen projection (LoRA, arXiv 2106.09685).
 
 They live in the parameter tree, under `adapter` beside the kernel they adapt, and carry their
-scale: whoever has the parameters needs no setting to compute, merge or export them.
+scale: the parameters alone are enough to compute, merge or export them.
 """
 
 import math
@@ -59,8 +59,8 @@ def random_adapters(
 ) -> Params:
     """New adapters as a nested dict, to be joined to a model's parameters by `combine`.
 
-    As PEFT begins: A is uniform within 1/sqrt(inputs) (Kaiming's, with a = sqrt(5)), B is zero, so
-    that the model is unchanged at first.
+    Initialised as in PEFT: A is uniform within 1/sqrt(inputs) (Kaiming's, with a = sqrt(5)), and B
+    is zero, so that the model is unchanged at first.
     """
     kernels = dict(flatten(transformer.parameter_shapes(config)))
     keys = dict(zip(TARGETS, jax.random.split(jax.random.key(seed), len(TARGETS)), strict=True))
@@ -76,7 +76,7 @@ def random_adapters(
 
 
 def adapter_scales(config: ModelConfig, lora: Lora) -> Params:
-    """What is added to the rest of a model beside the adapters: their scale, once a layer."""
+    """The scale of the adapters, once per layer: what a model with adapters has beside A and B."""
     scale = jnp.full(config.num_layers, lora.alpha / lora.rank, jnp.float32)
     return nest({f"{TARGETS[name][0]}/adapter/scale": scale for name in lora.targets})
 

@@ -1,4 +1,4 @@
-"""The architectures of known checkpoints, for what needs no weights: plans.
+"""The architectures of known checkpoints, for plans, which need no weights.
 
 Dimensions are those of the `config.json` beside the published weights.
 """
@@ -31,7 +31,7 @@ _7B = _qwen2_5(28, 3584, 18_944, 28, 4)
 _14B = _qwen2_5(48, 5120, 13_824, 40, 8)
 _32B = _qwen2_5(64, 5120, 27_648, 40, 8)
 
-ZOO: dict[str, ModelConfig] = {
+PRESETS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2_5(24, 896, 4864, 14, 2, tied=True),
     "Qwen/Qwen2.5-1.5B-Instruct": _qwen2_5(28, 1536, 8960, 12, 2, tied=True),
     "Qwen/Qwen2.5-7B-Instruct": _7B,
@@ -72,12 +72,12 @@ ZOO: dict[str, ModelConfig] = {
 
 def known_config(name: str) -> ModelConfig:
     """The architecture of a checkpoint by its name on the hub. Raises UserError."""
-    if name not in ZOO:
+    if name not in PRESETS:
         raise UserError(
-            f"{name} is no known checkpoint (known are {', '.join(ZOO)}); "
+            f"{name} is no known checkpoint (known are {', '.join(PRESETS)}); "
             "name a directory that holds its config.json"
         )
-    return ZOO[name]
+    return PRESETS[name]
 
 
 def toy_model() -> ModelConfig:

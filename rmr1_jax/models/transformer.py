@@ -1,8 +1,14 @@
-"""One Flax NNX decoder for the whole zoo: Qwen2/2.5, Qwen3, Llama 3.x.
+"""One Flax NNX decoder for all model families: Qwen2/2.5, Qwen3, Llama 3.x.
+
+    x = embedding[tokens]
+    for each layer:
+        x = x + attention(rms_norm(x))
+        x = x + mlp(rms_norm(x))
+    logits = head(rms_norm(x))
 
 Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
-Decoding takes the same `Block` apart layer by layer (`unstack_layers`). What a block attends to is
-the caller's: `attend(query, key, value)` may read and write any cache.
+Decoding runs the same `Block` layer by layer, unrolled. The caller says what a block attends to:
+`attend(query, key, value)` may read and write any cache.
 """
 
 import math
@@ -29,8 +35,8 @@ Attend = Callable[
 ]
 Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
 
-# What of a layer is kept for the backward pass: all, the matrix products, its input and what
-# attention gave, or only its input.
+# What is kept of a layer for the backward pass: everything, the matrix products, its input and the
+# output of attention, or only its input.
 Remat = Literal["none", "dots", "attention", "full"]
 _keep = jax.checkpoint_policies
 POLICIES = {
@@ -59,29 +65,20 @@ class Adapter(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear map from some named axes to others, in the dtype of x; stored in another, perhaps.
+    """y = x W + b, from some named axes to others; plus an adapter, if there is one.
 
-    The kernel keeps its heads apart ([D, N, H]) for sharding, and multiplies as one plain matrix:
-    contracting two axes at once makes XLA transpose the kernel at every call.
+    Computed in the dtype of x, whatever the kernel is stored in. The kernel keeps its heads apart
+    ([D, N, H]) for sharding, and multiplies as one plain matrix: contracting two axes at once makes
+    XLA transpose the kernel at every call.
     """
 
     def __init__(
-        self,
-        inputs: dict[str, int],
-        outputs: dict[str, int],
-        *,
-        bias: bool = False,
-        rngs: nnx.Rngs,
-        param_dtype: DTypeLike,
-        layers: int | None,
+        self, inputs: dict[str, int], outputs: dict[str, int], *, bias: bool = False, **common: Any
     ):
-        fan_in = math.prod(inputs.values())
-        common = (rngs, param_dtype, layers)
-        self.inputs, self.outputs = len(inputs), tuple(outputs.values())
-        self.kernel = parameter(
-            nnx.initializers.normal(fan_in**-0.5), {**inputs, **outputs}, *common
-        )
-        self.bias = parameter(nnx.initializers.zeros_init(), outputs, *common) if bias else None
+        normal = nnx.initializers.normal(math.prod(inputs.values()) ** -0.5)
+        self.outputs = tuple(outputs.values())
+        self.kernel = parameter(normal, {**inputs, **outputs}, **common)
+        self.bias = parameter(nnx.initializers.zeros_init(), outputs, **common) if bias else None
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
@@ -97,22 +94,11 @@ class Projection(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, computed in fp32."""
+    """scale * x / sqrt(mean(x^2) + epsilon) over the last axis, computed in fp32."""
 
-    def __init__(
-        self,
-        axis: str,
-        size: int,
-        epsilon: float,
-        *,
-        rngs: nnx.Rngs,
-        param_dtype: DTypeLike,
-        layers: int | None,
-    ):
+    def __init__(self, axis: str, size: int, epsilon: float, **common: Any):
         self.epsilon = epsilon
-        self.scale = parameter(
-            nnx.initializers.ones_init(), {axis: size}, rngs, param_dtype, layers
-        )
+        self.scale = parameter(nnx.initializers.ones_init(), {axis: size}, **common)
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(jnp.float32)
@@ -121,7 +107,10 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; optional q/k norms (Qwen3) and biases."""
+    """Grouped-query attention with rotary positions; optional q/k norms (Qwen3) and biases.
+
+    output(attend(rope(query(x)), rope(key(x)), value(x)))
+    """
 
     def __init__(self, c: ModelConfig, **common: Any):
         D, H = {"embed": c.hidden_size}, {"head_dim": c.head_dim}
@@ -166,12 +155,15 @@ class MLP(nnx.Module):
         self, x: Float[Array, "B T D"], constrain: Constrain = unconstrained
     ) -> Float[Array, "B T D"]:
         gate, up = (constrain(p(x), ("batch", None, "mlp")) for p in (self.gate, self.up))
-        # Computed once, not for each tile of the product that takes it: XLA would put it in there.
+        # The barrier keeps XLA from fusing this into the product and computing it for every tile.
         return self.down(jax.lax.optimization_barrier(jax.nn.silu(gate) * up))
 
 
 class Block(nnx.Module):
-    """One pre-norm layer; with `layers=L` its leaves are stacked to [L, ...]."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With `layers=L` its leaves are stacked to [L, ...].
+    """
 
     def __init__(self, c: ModelConfig, **common: Any):
         self.attention_norm = RMSNorm("embed", c.hidden_size, c.rms_norm_eps, **common)
@@ -196,10 +188,10 @@ class Block(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings, [V, D]."""
 
-    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike):
-        shape = {"vocab": c.vocab_size, "embed": c.hidden_size}
+    def __init__(self, c: ModelConfig, **common: Any):
+        normal = nnx.initializers.normal(c.hidden_size**-0.5)
         self.embedding = parameter(
-            nnx.initializers.normal(c.hidden_size**-0.5), shape, rngs, param_dtype, None
+            normal, {"vocab": c.vocab_size, "embed": c.hidden_size}, **common
         )
 
 
@@ -225,12 +217,10 @@ class Transformer(nnx.Module):
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.embed = Embedding(config, **common)
         self.layers = Block(config, layers=config.num_layers, **common)
-        self.final_norm = RMSNorm(
-            "embed", config.hidden_size, config.rms_norm_eps, layers=None, **common
-        )
+        self.final_norm = RMSNorm("embed", config.hidden_size, config.rms_norm_eps, **common)
         if not config.tie_embeddings:
             D, V = {"embed": config.hidden_size}, {"vocab": config.vocab_size}
-            self.lm_head = Projection(D, V, layers=None, **common)
+            self.lm_head = Projection(D, V, **common)
 
     def __call__(
         self,
@@ -249,13 +239,12 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token in its segment; 0..T-1 when absent.
           segment_ids: tokens attend only within their own id; all one segment when absent.
-          response_ids: where a segment is a prompt with several responses: 0 in the prompt, and the
+          response_ids: if a segment is a prompt with several responses: 0 in the prompt, and the
             number of the response, which sees the prompt and none of the others.
-          remat: what the backward pass computes again instead of keeping: nothing, all but the
-            matrix products, or every layer from its input.
+          remat: what is kept for the backward pass; it computes the rest again.
           constrain: places activations by the logical names of their axes. Between layers the
             tokens of a row are the axis `sequence`, which may be split; within, they are whole.
-          attention: `packed_attention`, or what gives the same faster where the arrays are.
+          attention: `packed_attention`, or a kernel that computes the same.
         """
         B, T = tokens.shape
         if positions is None:
@@ -277,13 +266,13 @@ class Transformer(nnx.Module):
     def embed_tokens(
         self, tokens: Int[Array, "B T"], constrain: Constrain = unconstrained
     ) -> Float[Array, "B T D"]:
-        # Each device looks tokens up in its part of the table, which so is never gathered.
+        # Each device looks tokens up in its part of the table, so the table is never gathered.
         tokens = constrain(tokens, ("data_batch", None))
         x = constrain(self.embed.embedding[...][tokens], ("data_batch", None, "embed"))
         return constrain(x.astype(self.dtype), ("batch", "sequence", None))
 
     def head(self) -> tuple[Float[Array, "..."], HeadLayout]:
-        """The output head as it is stored, and how it lies, for `ops.cross_entropy`."""
+        """The output head as it is stored, and its layout, for `ops.cross_entropy`."""
         if self.config.tie_embeddings:
             return self.embed.embedding[...], "VD"
         return self.lm_head.kernel[...], "DV"
@@ -294,7 +283,7 @@ class Transformer(nnx.Module):
             return self.lm_head(hidden).astype(jnp.float32)
         table = self.embed.embedding[...].astype(hidden.dtype)
         precision = matmul_precision(hidden.dtype)
-        # The table on the left, as it lies: on the right, CPU would pack all of it at every step.
+        # The table is the left operand: as the right one, CPU would repack all of it at every step.
         logits = jnp.einsum("vd,btd->vbt", table, hidden, precision=precision)
         return jnp.moveaxis(logits, 0, -1).astype(jnp.float32)
 
@@ -302,14 +291,18 @@ class Transformer(nnx.Module):
 def parameter(
     initializer: nnx.Initializer,
     shape: dict[str, int],
+    *,
     rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    layers: int | None,
+    param_dtype: DTypeLike,
+    layers: int | None = None,
 ) -> nnx.Param:
-    """A parameter with the logical names of its axes (see `distributed/sharding_rules.py`)."""
+    """A parameter with the logical names of its axes (see `distributed/sharding_rules.py`).
+
+    With `layers=L` it is a stack of L, whose first axis is "layers".
+    """
     axes = tuple(shape) if layers is None else ("layers", *shape)
     sizes = tuple(shape.values()) if layers is None else (layers, *shape.values())
-    return nnx.Param(initializer(rngs.params(), sizes, dtype), logical_axes=axes)
+    return nnx.Param(initializer(rngs.params(), sizes, param_dtype), logical_axes=axes)
 
 
 def rope_angles(config: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
@@ -320,7 +313,7 @@ def rope_angles(config: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
 
 
 def apply_rope(x: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (i, i + H/2) of each head, in fp32: Hugging Face's 'rotate half'."""
+    """Rotate the pairs (i, i + H/2) of each head, in fp32: Hugging Face's "rotate half"."""
     cosine, sine = (angle[:, :, None, :] for angle in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cosine - second * sine, second * cosine + first * sine)
@@ -355,7 +348,7 @@ def parameter_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) 
 def with_params(config: ModelConfig, params: Params, *, dtype: DTypeLike) -> Transformer:
     """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers).
 
-    Where the tree has adapters (`models/lora.py`), so has the model.
+    If the tree has adapters (`models/lora.py`), so has the model.
     """
     model = abstract_model(config, dtype=dtype)
     for part in ("attention", "mlp"):
@@ -385,6 +378,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> Float[Array, "B T V"]:
-    """fp32 logits of every position: `with_params` and call, for those who want no module."""
+    """fp32 logits of every position, for callers that need no module."""
     model = with_params(config, params, dtype=dtype)
     return model.logits(model(tokens, positions, segment_ids))

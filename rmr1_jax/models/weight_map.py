@@ -1,25 +1,31 @@
 """The tensors of a decoder: one table of our paths, the names others give them, and their shapes.
 
-Other people's checkpoints hold one two-dimensional tensor a layer; ours are stacked over layers and
-keep heads apart (`transformer.py`). The table says how each maps, for every format that is read.
+Other people's checkpoints hold one two-dimensional tensor per layer; ours are stacked over layers
+and keep heads apart (`transformer.py`). The table says how each maps, for every format that is
+read; `assemble` reads a model by it.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from rmr1_jax.errors import UserError
 from rmr1_jax.models.model_config import ModelConfig
 
 # Host memory that reading one tensor may take on top of its destination.
 READ_BYTES = 64 << 20
 # A leaf of at most this size per device is put there whole, a larger one in groups of layers.
 GROUP_BYTES = 64 << 20
+# Tensors named in one message, per kind of problem.
+LISTED = 10
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,55 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def foreign_shapes(
+    config: ModelConfig, names: Literal["huggingface", "gguf"]
+) -> dict[str, tuple[int, ...]]:
+    """Every tensor that another's checkpoint of this model holds."""
+    return {
+        getattr(tensor, names).format(layer=layer): tensor.foreign_shape(config)
+        for tensor in tensors_of(config)
+        for layer in tensor.layers(config)
+    }
+
+
+def check_shapes(
+    what: str, expected: Shapes, found: Shapes, *, unsupported: Sequence[str] = ()
+) -> None:
+    """Raises one `UserError` with all that is missing, extra, misshapen or of an unsupported dtype.
+
+    `what` opens the message; `unsupported` are tensors the caller cannot read, with the reason.
+    Long lists are cut and counted.
+    """
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "extra": [name for name in found if name not in expected],
+        "misshapen": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+        "of an unsupported dtype": list(unsupported),
+    }
+    parts = []
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            parts.append(f"{len(names)} {kind}: {', '.join(names[:LISTED])}{more}")
+    if parts:
+        raise UserError(
+            f"{what}: {'; '.join(parts)}. Download the checkpoint again, or fix its config."
+        )
+
+
 class Source(Protocol):
-    """Where tensors are read from."""
+    """Somebody else's checkpoint, checked: its tensors are those of its config."""
+
+    config: ModelConfig
+
+    @property
+    def dtype(self) -> np.dtype:
+        """To load in if no other is asked for."""
+        ...
 
     def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
         """A window of one layer's tensor in its foreign shape."""
@@ -174,7 +227,6 @@ class Source(Protocol):
 
 
 def assemble(
-    config: ModelConfig,
     source: Source,
     dtype: np.dtype,
     shardings: Mapping[str, Any] | None = None,
@@ -185,13 +237,13 @@ def assemble(
     One leaf at a time, and of it only what this process' devices hold, in groups of layers, so that
     the host never holds more than one foreign tensor or `GROUP_BYTES`, whichever is larger, plus
     `READ_BYTES`. `shardings` is a matching tree of shardings (default: all on one device).
-    `on_read` hears the number of parameters in each finished leaf.
+    `on_read` gets the number of parameters in each finished leaf.
     """
     placed = dict(flatten(shardings)) if shardings is not None else {}
     leaves = {}
-    for tensor in tensors_of(config):
+    for tensor in tensors_of(source.config):
         sharding = placed[tensor.path] if shardings is not None else default_sharding()
-        leaf = leaves[tensor.path] = _leaf(config, tensor, source, dtype, sharding)
+        leaf = leaves[tensor.path] = _leaf(source, tensor, dtype, sharding)
         on_read(leaf.size)
     return nest(leaves)
 
@@ -201,10 +253,8 @@ def default_sharding() -> Sharding:
     return SingleDeviceSharding(next(iter(jnp.zeros(()).devices())))
 
 
-def _leaf(
-    config: ModelConfig, tensor: Tensor, source: Source, dtype: np.dtype, sharding: Sharding
-) -> jax.Array:
-    shape = tensor.shape(config)
+def _leaf(source: Source, tensor: Tensor, dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    shape = tensor.shape(source.config)
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(
@@ -213,29 +263,27 @@ def _leaf(
         holders.setdefault(bounds, []).append(device)
     pieces = []
     for bounds, devices in holders.items():
-        pieces += _piece(config, tensor, source, dtype, bounds, devices)
+        pieces += _piece(source, tensor, dtype, bounds, devices)
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
 def _piece(
-    config: ModelConfig,
-    tensor: Tensor,
     source: Source,
+    tensor: Tensor,
     dtype: np.dtype,
     bounds: tuple[tuple[int, int], ...],
     devices: list[jax.Device],
 ) -> list[jax.Array]:
     """The part of a leaf within `bounds`, on each of the devices."""
     shape = tuple(stop - start for start, stop in bounds)
-    first, last = bounds[0] if tensor.stacked else (0, 1)
+    (first, last), within = (bounds[0], bounds[1:]) if tensor.stacked else ((0, 1), bounds)
     layer_shape = shape[1:] if tensor.stacked else shape
     per_group = layers_at_once(layer_shape, dtype)
 
     def read_layers(start: int, stop: int) -> np.ndarray:
         group = np.empty((stop - start, *layer_shape), dtype)
         for layer in range(start, stop):
-            within = bounds[1:] if tensor.stacked else bounds
-            _read_layer(config, tensor, source, layer, within, group[layer - start])
+            _read_layer(source, tensor, layer, within, group[layer - start])
         return group
 
     if last - first <= per_group:
@@ -264,41 +312,35 @@ def put_layers(piece: jax.Array, group: jax.Array, start: int) -> jax.Array:
 
 
 def _read_layer(
-    config: ModelConfig,
-    tensor: Tensor,
     source: Source,
+    tensor: Tensor,
     layer: int,
     bounds: tuple[tuple[int, int], ...],
     destination: np.ndarray,
 ) -> None:
     """Fills `destination`, one layer of our shape within `bounds`, from the foreign tensor."""
-    windows, letters = [], iter(zip("".join(tensor.axes), bounds, strict=True))
+    head_dim = source.config.head_dim
+    windows, each = [], iter(bounds)
     for group in tensor.axes:
-        _, (start, stop) = next(letters)
+        start, stop = next(each)
         if len(group) == 2:  # heads and the dimension of a head, which are one foreign dimension
-            _, (low, high) = next(letters)
-            if (low, high) != (0, config.head_dim):
+            if next(each) != (0, head_dim):
                 raise ValueError(f"{tensor.path}: the dimension of a head cannot be sharded")
-            start, stop = start * config.head_dim, stop * config.head_dim
+            start, stop = start * head_dim, stop * head_dim
         windows.append(slice(start, stop))
-    if tensor.transposed:
-        windows.reverse()
-    rows, *columns = windows
-    flat = destination.reshape([s.stop - s.start for s in (rows, *columns)][:: _step(tensor)])
-    width = math.prod(s.stop - s.start for s in columns)
-    # Four bytes an element, and whole heads, since some sources reorder rows within a head.
-    count = max(1, READ_BYTES // (4 * width * config.head_dim)) * config.head_dim
+    flat = destination.reshape([window.stop - window.start for window in windows])
+    rows, *columns = reversed(windows) if tensor.transposed else windows
+    width = math.prod(window.stop - window.start for window in columns)
+    # Four bytes per element, and whole heads, since some sources reorder rows within a head.
+    count = max(1, READ_BYTES // (4 * width * head_dim)) * head_dim
     for start in range(rows.start, rows.stop, count):
         stop = min(start + count, rows.stop)
         block = source.read(tensor, layer, (slice(start, stop), *columns))
+        here = slice(start - rows.start, stop - rows.start)
         if tensor.transposed:
-            _copy_transposed(block, flat[:, start - rows.start : stop - rows.start])
+            _copy_transposed(block, flat[:, here])
         else:
-            flat[start - rows.start : stop - rows.start] = block
-
-
-def _step(tensor: Tensor) -> int:
-    return -1 if tensor.transposed else 1
+            flat[here] = block
 
 
 def _copy_transposed(block: np.ndarray, destination: np.ndarray) -> None:

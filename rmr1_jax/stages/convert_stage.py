@@ -1,30 +1,21 @@
 """`--stage=convert`: Hugging Face, GGUF and Orbax checkpoints into one another."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rmr1_jax.config import ConvertConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.io.whole_directory import refuse_to_overwrite
+from rmr1_jax.io.atomic_write import refuse_to_overwrite
+from rmr1_jax.io.progress import bar
 from rmr1_jax.models.checkpoint import (
-    WEIGHTS,
+    load_adapters,
     load_config,
     load_model,
-    quiet_orbax,
     recognise,
     save_weights,
-    sidecar_files,
     tokenizer_directory,
 )
-from rmr1_jax.models.huggingface import has_tokenizer, save_huggingface
-from rmr1_jax.models.lora_checkpoint import load_adapters, read_lora
-from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.peft_files import save_peft
+from rmr1_jax.models.huggingface import has_tokenizer, save_huggingface, save_peft
 from rmr1_jax.models.weight_map import count_parameters, flatten, tensors_of
 
 
@@ -38,24 +29,23 @@ def run(config: ConvertConfig) -> int:
     refuse_to_overwrite(output)
     if config.to == "peft":
         return export_adapters(source, kind, place, output)
-    model = load_config(source)
-    with (
-        tokenizer_directory(config.tokenizer or source) as tokenizer,
-        _progress(model) as (on_read, on_write),
-    ):
+    parameters = count_parameters(load_config(source))
+    with tokenizer_directory(config.tokenizer or source) as tokenizer:
         tokenizer_from = tokenizer if config.tokenizer or has_tokenizer(tokenizer) else None
-        model, params = load_model(source, dtype=config.dtype or None, on_read=on_read)
+        with bar("reading", parameters) as reading:
+            model, params = load_model(source, dtype=config.dtype or None, on_read=reading.advance)
         if config.to == "orbax":
             save_weights(output, params, model, tokenizer_from=tokenizer_from)
         else:
-            save_huggingface(
-                params,
-                model,
-                output,
-                max_shard_size=config.max_shard_size,
-                tokenizer_from=tokenizer_from,
-                on_write=on_write,
-            )
+            with bar("writing", parameters) as writing:
+                save_huggingface(
+                    params,
+                    model,
+                    output,
+                    max_shard_size=config.max_shard_size,
+                    tokenizer_from=tokenizer_from,
+                    on_write=writing.advance,
+                )
     leaves = dict(flatten(params))
     size = sum(leaf.nbytes for leaf in leaves.values())
     tensors = sum(len(tensor.layers(model)) for tensor in tensors_of(model))
@@ -79,31 +69,7 @@ def export_adapters(source: Path, kind: str, place: Path, output: Path) -> int:
         raise UserError(
             f"{source} holds a whole model and no adapters; export it with --to=huggingface"
         )
-    lora, base = read_lora(sidecar_files(place))
-    with quiet_orbax():
-        adapters = load_adapters(place / WEIGHTS, load_config(place), lora)
+    adapters, lora, base = load_adapters(place)
     save_peft(output, adapters, base_model=base)
     print(f"{source} -> {output} (peft): adapters of rank {lora.rank} for {base}")
     return 0
-
-
-@contextmanager
-def _progress(
-    model: ModelConfig,
-) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """Two bars on a terminal, nothing elsewhere; both count parameters."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        total = count_parameters(model)
-        read, write = (bar.add_task(name, total=total) for name in ("reading", "writing"))
-        yield (
-            lambda count: bar.advance(read, count),
-            lambda count: bar.advance(write, count),
-        )

@@ -18,9 +18,8 @@ from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenizer, prompt_of
 from rmr1_jax.models.lora import Lora, merge
 from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.shape_check import check_shapes
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.models.weight_map import count_parameters, tensors_of
+from rmr1_jax.models.weight_map import check_shapes, count_parameters, tensors_of
 from rmr1_jax.rl.reward import load_reward
 from rmr1_jax.rl.trainer import MAY_CHANGE, Grpo, steps_of
 from rmr1_jax.sampling.judge import choose_prompt

@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from rmr1_jax.distributed.hosts import any_process, broadcast_from_primary
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import CHECKPOINTS, WEIGHTS, quiet_orbax
-from rmr1_jax.models.shape_check import check_shapes
+from rmr1_jax.models.weight_map import check_shapes
 from rmr1_jax.training.step import TrainState
 
 OPTIMIZER, RUN = "optimizer", "run"

@@ -23,10 +23,10 @@ from rmr1_jax.models.checkpoint import (
     SIDECAR_FILES,
     default_dtype,
     tokenizer_directory,
+    write_lora,
 )
 from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_sidecar_files
 from rmr1_jax.models.lora import Lora, parse_targets
-from rmr1_jax.models.lora_checkpoint import write_lora
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.models.weight_map import count_parameters

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from rmr1_jax.config import OptimizerConfig, SftConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.io.run_directory import open_workdir
+from rmr1_jax.io.run_directory import open_workdir, resume_or_refuse, write_settings
 
 CONFIG = SftConfig(workdir="run", batch_size=8)
 MAY_CHANGE = ("mesh", "validation")
@@ -61,3 +62,40 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         open_workdir(tmp_path, CONFIG, may_change=())
+
+
+class TestResumeOrRefuse:
+    """What stages without a `config.json` call themselves."""
+
+    RECORDED: ClassVar = {"settings": {"seed": 1, "teacher1.model": "a"}, "benchmarks": {"rmb": 5}}
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        write_settings(tmp_path / "run.json", self.RECORDED)
+        return tmp_path / "run.json"
+
+    def test_gives_what_is_recorded_and_nothing_where_nothing_is(self, file: Path) -> None:
+        assert resume_or_refuse(file, {"settings": {"seed": 1}}) == self.RECORDED
+        assert resume_or_refuse(file.with_name("other.json"), {"settings": {"seed": 2}}) is None
+
+    def test_shows_each_difference(self, file: Path) -> None:
+        with pytest.raises(UserError) as caught:
+            resume_or_refuse(file, {"settings": {"seed": 2, "teacher1.model": "b", "new": True}})
+        assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
+            "new: absent there, True now",
+            "seed: 1 there, 2 now",
+            "teacher1.model: 'a' there, 'b' now",
+        ]
+        assert "Give the same options, or choose another --output." in str(caught.value)
+
+    def test_a_section_may_gain_settings_but_not_change_them(self, file: Path) -> None:
+        resume_or_refuse(file, {"benchmarks": {"new": 7}}, may_join=["benchmarks"])
+        with pytest.raises(UserError, match=r"benchmarks\.rmb: 5 there, 6 now"):
+            resume_or_refuse(file, {"benchmarks": {"rmb": 6}}, may_join=["benchmarks"])
+
+    def test_the_whole_record_is_compared_if_asked_for(self, file: Path) -> None:
+        with pytest.raises(UserError, match=r"benchmarks\.rmb: 5 there, absent now"):
+            resume_or_refuse(file, {"settings": self.RECORDED["settings"]}, whole=True)
+
+    def test_what_nothing_was_made_with_gives_way(self, file: Path) -> None:
+        assert resume_or_refuse(file, {"settings": {"seed": 2}}, started=False) is None

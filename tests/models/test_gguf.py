@@ -16,9 +16,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.models.gguf import load_gguf
+from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.gguf_tokenizer import PRE_TOKENIZERS, write_gguf_tokenizer
-from rmr1_jax.models.huggingface import load_huggingface, save_huggingface
+from rmr1_jax.models.huggingface import save_huggingface
 from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 from rmr1_jax.models.rope import rope_frequencies
 from rmr1_jax.models.weight_map import flatten, nest, tensors_of
@@ -81,8 +81,8 @@ def permute(values: np.ndarray, head_dim: int) -> np.ndarray:
 def test_a_gguf_file_gives_the_weights_it_was_made_of(
     tiny_checkpoint: Make, tmp_path: Path, family: str
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint(family))
-    read_config, read = load_gguf(write_gguf(tmp_path / "model.gguf", config, params))
+    config, params = load_model(tiny_checkpoint(family))
+    read_config, read = load_model(write_gguf(tmp_path / "model.gguf", config, params))
     assert read_config == config
     assert [path for path, _ in flatten(read)] == [path for path, _ in flatten(params)]
     for (path, ours), (_, theirs) in zip(flatten(read), flatten(params), strict=True):
@@ -92,19 +92,19 @@ def test_a_gguf_file_gives_the_weights_it_was_made_of(
 def test_quantized_weights_are_as_close_as_their_type_allows(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint("llama, tied"))
+    config, params = load_model(tiny_checkpoint("llama, tied"))
     file = write_gguf(tmp_path / "model.gguf", config, params, kind=Q8_0)
-    ours, theirs = (p["embed"]["embedding"] for p in (load_gguf(file)[1], params))
+    ours, theirs = (p["embed"]["embedding"] for p in (load_model(file)[1], params))
     step = np.abs(theirs).max(axis=1, keepdims=True) / 127  # one block a row, its scale in fp16
     assert np.all(np.abs(ours - theirs) <= 0.6 * step)
     assert np.any(ours != theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_quantized_model_equals_what_transformers_reads(
     smollm_gguf: Path, tmp_path: Path
 ) -> None:
-    config, params = load_gguf(smollm_gguf)
+    config, params = load_model(smollm_gguf)
     save_huggingface(params, config, tmp_path)
     ours = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(
@@ -118,7 +118,7 @@ def test_a_real_quantized_model_equals_what_transformers_reads(
 def test_weights_arrive_sharded_and_in_the_dtype_asked_for(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint("llama"), dtype="bfloat16")
+    config, params = load_model(tiny_checkpoint("llama"), dtype="bfloat16")
     file = write_gguf(tmp_path / "model.gguf", config, params)
     mesh = jax.make_mesh((2, 4), ("tensor", "fsdp"))
     axes = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"}
@@ -131,7 +131,7 @@ def test_weights_arrive_sharded_and_in_the_dtype_asked_for(
             for tensor in tensors_of(config)
         }
     )
-    _, read = load_gguf(file, dtype="bfloat16", shardings=shardings)
+    _, read = load_model(file, dtype="bfloat16", shardings=shardings)
     for (path, ours), (_, theirs) in zip(flatten(read), flatten(params), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs, err_msg=path)
@@ -140,7 +140,7 @@ def test_weights_arrive_sharded_and_in_the_dtype_asked_for(
 def test_llama3_scaling_is_found_in_the_frequencies_that_stand_for_it(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint("llama, tied"))
+    config, params = load_model(tiny_checkpoint("llama, tied"))
     rope = RopeConfig(config.rope.theta, "llama3", 32.0, 8192, 1.0, 4.0)
     scaled, plain = (rope_frequencies(c)[0] for c in (replace(config, rope=rope), config))
 
@@ -148,16 +148,16 @@ def test_llama3_scaling_is_found_in_the_frequencies_that_stand_for_it(
         return lambda writer: writer.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
 
     file = write_gguf(tmp_path / "a.gguf", config, params, change=add(plain / scaled))
-    assert load_gguf(file)[0].rope == rope
+    assert load_model(file)[0].rope == rope
     file = write_gguf(tmp_path / "b.gguf", config, params, change=add(np.linspace(1, 9, 6)))
     with pytest.raises(UserError, match=r"none of Llama 3\.1 to 3\.3"):
-        load_gguf(file)
+        load_model(file)
 
 
 def test_other_rope_scalings_are_read_from_the_metadata(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint("qwen2"))
+    config, params = load_model(tiny_checkpoint("qwen2"))
 
     def add(writer: GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -165,12 +165,12 @@ def test_other_rope_scalings_are_read_from_the_metadata(
         writer.add_rope_scaling_orig_ctx_len(16)
 
     file = write_gguf(tmp_path / "yarn.gguf", config, params, change=add)
-    assert load_gguf(file)[0].rope == RopeConfig(config.rope.theta, "yarn", 4.0, 16)
+    assert load_model(file)[0].rope == RopeConfig(config.rope.theta, "yarn", 4.0, 16)
 
 
 def error_of(file: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_gguf(file)
+        load_model(file)
     message = str(caught.value)
     assert "\n" not in message
     assert str(file) in message
@@ -178,7 +178,7 @@ def error_of(file: Path) -> str:
 
 
 def test_files_that_cannot_be_read_say_why(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    config, params = load_huggingface(tiny_checkpoint("qwen2"))
+    config, params = load_model(tiny_checkpoint("qwen2"))
     file = write_gguf(tmp_path / "model.gguf", config, params)
     content = file.read_bytes()
     assert "does not exist" in error_of(tmp_path / "nowhere.gguf")
@@ -209,7 +209,7 @@ def test_files_that_cannot_be_read_say_why(tiny_checkpoint: Make, tmp_path: Path
 def test_missing_extra_and_misshapen_tensors_are_all_reported_together(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    config, params = load_huggingface(tiny_checkpoint("qwen2"))
+    config, params = load_model(tiny_checkpoint("qwen2"))
 
     def change(writer: GGUFWriter) -> None:
         writer.add_tensor("extra.weight", np.ones(3, np.float32))
@@ -247,6 +247,7 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(prompt["input_ids"])
 
 
+@pytest.mark.slow
 def test_smollm_tokens_are_those_of_transformers_and_of_llama_cpp(
     smollm_gguf: Path, shared_data: Path, tmp_path: Path
 ) -> None:

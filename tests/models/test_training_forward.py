@@ -95,7 +95,8 @@ def one_device(tied: bool) -> tuple[Any, Any]:
     return params, jax.jit(step)(params)
 
 
-@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
+# "full" is what the meshes below compute with.
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.nightly), "attention"])
 def test_what_is_computed_again_changes_no_gradient(remat: Remat) -> None:
     params, expected = one_device(tied=True)
     config, given = config_of(tie_embeddings=True), batch()
@@ -103,7 +104,15 @@ def test_what_is_computed_again_changes_no_gradient(remat: Remat) -> None:
     assert_same(jax.jit(step)(params), expected)
 
 
-def test_each_policy_keeps_less_than_the_one_before() -> None:
+@pytest.mark.parametrize(
+    "policies",
+    [
+        ("full", "none"),
+        pytest.param(("full", "attention", "dots", "none"), marks=pytest.mark.nightly),
+    ],
+    ids=["two", "all"],
+)
+def test_each_policy_keeps_more_than_the_one_before(policies: tuple[Remat, ...]) -> None:
     config = config_of(num_layers=8)
     shapes = parameter_shapes(config)
     given = {name: leaf[:, :64] for name, leaf in batch().items()}
@@ -113,17 +122,17 @@ def test_each_policy_keeps_less_than_the_one_before() -> None:
         memory: Any = step.lower(shapes).compile().memory_analysis()
         return int(memory.temp_size_in_bytes)
 
-    assert memory("full") < memory("attention") < memory("dots") < memory("none")
+    kept = [memory(remat) for remat in policies]
+    assert kept == sorted(set(kept))
 
 
 @pytest.mark.parametrize(
     ("shape", "tied", "sequence"),
     [
-        ((1, 8, 1), True, "whole"),
-        ((1, 4, 2), False, "whole"),
+        pytest.param((1, 8, 1), True, "whole", marks=pytest.mark.nightly),
         ((1, 4, 2), True, "split"),
-        ((2, 2, 2), True, "whole"),
-        ((2, 2, 2), False, "split"),
+        ((2, 2, 2), False, "whole"),
+        pytest.param((2, 2, 2), False, "split", marks=pytest.mark.nightly),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rmr1_jax.distributed.sharding_rules import axis_sizes
-from rmr1_jax.models.huggingface import load_huggingface
+from rmr1_jax.models.checkpoint import load_model
 from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 from rmr1_jax.models.transformer import forward, logical_axes, parameter_shapes
 
@@ -39,8 +39,8 @@ SIZES = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
+# `test_rope.py` compares the frequencies of every kind; these show that the decoder uses them.
 ROPES: dict[str, dict[str, Any]] = {
-    "linear": {"rope_type": "linear", "factor": 3.0},
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -48,11 +48,18 @@ ROPES: dict[str, dict[str, Any]] = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     },
-    "yarn": YARN,
-    "yarn, not truncated": {**YARN, "truncate": False},
-    "yarn, attention factor": {**YARN, "attention_factor": 0.7},
-    "yarn, mscale": {**YARN, "mscale": 0.9, "mscale_all_dim": 0.4},
-    "yarn, betas": {**YARN, "beta_fast": 1.5, "beta_slow": 0.5},
+    "yarn, not truncated, mscale": {
+        **YARN,
+        "truncate": False,
+        "mscale": 0.9,
+        "mscale_all_dim": 0.4,
+    },
+    "yarn, attention factor, betas": {
+        **YARN,
+        "attention_factor": 0.7,
+        "beta_fast": 1.5,
+        "beta_slow": 0.5,
+    },
 }
 
 QUESTION = """Question: Why is the sky blue at noon and red in the evening?
@@ -68,30 +75,36 @@ Which answer is better? Write what you look for, compare both answers, and end w
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama, tied": {"model_type": "llama", "tie_word_embeddings": True},
-    "llama, attention bias": {"model_type": "llama", "attention_bias": True},
-    "llama, mlp bias": {"model_type": "llama", "mlp_bias": True},
-    "llama, every head its own keys": {"model_type": "llama", "num_key_value_heads": 4},
-    "llama, one key head": {"model_type": "llama", "num_key_value_heads": 1},
-    "llama, head_dim 12": {"model_type": "llama", "head_dim": 12},
-    "llama, eps 0.3": {"model_type": "llama", "rms_norm_eps": 0.3},
-    "llama, theta 500": {"model_type": "llama", "rope_parameters": {"rope_theta": 500.0}},
-    "qwen2": {"model_type": "qwen2"},
-    "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen2, head_dim 12, one key head": {
-        "model_type": "qwen2",
+    "llama, biases, every head its own keys": {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "num_key_value_heads": 4,
+    },
+    "llama, head_dim 12, one key head, eps 0.3, theta 500": {
+        "model_type": "llama",
         "head_dim": 12,
         "num_key_value_heads": 1,
+        "rms_norm_eps": 0.3,
+        "rope_parameters": {"rope_theta": 500.0},
     },
-    "qwen2, yarn": {"model_type": "qwen2", "rope_parameters": YARN},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2, tied, head_dim 12, one key head, yarn": {
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "head_dim": 12,
+        "num_key_value_heads": 1,
+        "rope_parameters": YARN,
+    },
     "qwen3": {"model_type": "qwen3"},
-    "qwen3, tied": {"model_type": "qwen3", "tie_word_embeddings": True},
     "qwen3, attention bias": {"model_type": "qwen3", "attention_bias": True},
-    "qwen3, yarn": {"model_type": "qwen3", "rope_parameters": YARN},
-    "qwen3, head_dim 12, 6 heads over 3": {
+    "qwen3, tied, head_dim 12, 6 heads over 3, yarn": {
         "model_type": "qwen3",
+        "tie_word_embeddings": True,
         "head_dim": 12,
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
+        "rope_parameters": YARN,
     },
 }
 
@@ -147,7 +160,7 @@ def randomise(model: PreTrainedModel) -> None:
 
 def through_files(model: PreTrainedModel, directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     model.save_pretrained(directory)
-    return load_huggingface(directory)
+    return load_model(directory)
 
 
 def random_tokens(vocab_size: int, *shape: int) -> np.ndarray:
@@ -180,15 +193,6 @@ def test_logits_of_every_rope_scaling_agree(kind: str, pair_of: Callable[..., Pa
     assert np.abs(without - reference).max() > 0.01 * np.abs(reference).max()
 
 
-def test_logits_of_dynamic_rope_agree_up_to_the_longest_position(
-    pair_of: Callable[..., Pair],
-) -> None:
-    pair = pair_of(model_type="llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-    assert pair.config.rope.type == "dynamic"
-    tokens = random_tokens(96, B, pair.config.max_position)
-    assert_close(pair.logits(tokens), pair.reference(tokens), FP32)
-
-
 def test_positions_with_gaps_are_those_of_transformers(pair_of: Callable[..., Pair]) -> None:
     # Rotary attention sees only distances, so the restarts in a packed row could not tell.
     pair = pair_of(model_type="qwen3")
@@ -202,7 +206,7 @@ def test_positions_with_gaps_are_those_of_transformers(pair_of: Callable[..., Pa
     assert_close(pair.logits(tokens, positions=positions), reference, FP32)
 
 
-@pytest.mark.parametrize("name", ["llama, tied", "qwen2", "qwen3, attention bias"])
+@pytest.mark.parametrize("name", ["llama, tied", "qwen3, attention bias"])
 def test_packed_rows_give_the_logits_of_separate_rows(
     name: str, pair_of: Callable[..., Pair]
 ) -> None:
@@ -226,7 +230,7 @@ def test_padding_after_a_row_changes_nothing_before_it(pair_of: Callable[..., Pa
 
 @pytest.mark.parametrize(
     "name",
-    ["llama, tied", "llama, attention bias", "llama, mlp bias", "qwen2", "qwen3, attention bias"],
+    ["llama, tied", "llama, biases, every head its own keys", "qwen2", "qwen3, attention bias"],
 )
 def test_gradients_agree(name: str, tmp_path: Path, pair_of: Callable[..., Pair]) -> None:
     pair = pair_of(**MODELS[name])
@@ -248,11 +252,8 @@ def test_gradients_agree(name: str, tmp_path: Path, pair_of: Callable[..., Pair]
     jax.tree.map(lambda a, b: assert_close(np.asarray(a), np.asarray(b), FP32), gradients, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_bfloat16_is_as_close_to_fp32_as_that_of_transformers(
-    name: str, pair_of: Callable[..., Pair]
-) -> None:
-    pair = pair_of(**MODELS[name])
+def test_bfloat16_is_as_close_to_fp32_as_that_of_transformers(pair_of: Callable[..., Pair]) -> None:
+    pair = pair_of(**MODELS["qwen3, attention bias"])
     tokens = random_tokens(96, 8, T)
     exact = pair.reference(tokens)
     theirs = np.abs(
@@ -280,7 +281,7 @@ def test_every_axis_of_every_parameter_is_named() -> None:
 
 def test_logits_of_a_real_model_agree(minimind_dir: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(minimind_dir, dtype=torch.float32).eval()
-    pair = Pair(model, *load_huggingface(minimind_dir))
+    pair = Pair(model, *load_model(minimind_dir))
     tokenizer = AutoTokenizer.from_pretrained(minimind_dir)
     messages = [
         {"role": "system", "content": "Compare the two answers and say which one is better."},

@@ -61,5 +61,5 @@ def test_are_told_of_the_error_that_only_the_first_meets(folder: Path) -> None:
     start(folder, "told.jsonl", 1)
     ended = start(folder, "told.jsonl", 2, "--temperature=0.5")
     assert [end.status for end in ended] == [2, 2]
-    assert "temperature was 1.0 and is now 0.5" in ended[0].err
+    assert "temperature: 1.0 there, 0.5 now" in ended[0].err
     assert "cannot be used; the first process says why" in ended[1].err

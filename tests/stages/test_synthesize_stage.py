@@ -215,9 +215,9 @@ class TestGoesOn:
     @pytest.mark.parametrize(
         ("option", "difference"),
         [
-            ("--teacher1.model=opus", "teacher1.model was 'claude' and is now 'opus'"),
-            ("--teacher2.temperature=0", "teacher2.temperature was None and is now 0.0"),
-            ("--prompt=reasoning", "prompt_sha256 was"),
+            ("--teacher1.model=opus", "teacher1.model: 'claude' there, 'opus' now"),
+            ("--teacher2.temperature=0", "teacher2.temperature: None there, 0.0 now"),
+            ("--prompt=reasoning", "prompt_sha256: "),
         ],
     )
     def test_other_settings_are_refused_with_the_difference(
@@ -353,7 +353,7 @@ class TestBatches:
     ) -> None:
         stage.run(3, "--batch=write")
         assert stage.run(None, "--batch=write", "--teacher1.model=opus") == 2
-        assert "teacher1.model was 'claude' and is now 'opus'" in capsys.readouterr().err
+        assert "teacher1.model: 'claude' there, 'opus' now" in capsys.readouterr().err
         assert not (stage.output / "pass1.anthropic.2.jsonl").exists()
 
     def test_a_missing_result_file_is_named(
