@@ -153,6 +153,7 @@ def test_the_mesh_that_is_advised_fits(text: str, num_devices: int, heads: int, 
         assert check(parse_mesh(mesh), batch) == parse_mesh(mesh)
 
 
+@pytest.mark.devices8
 def test_mesh_is_built_over_all_devices_in_the_order_of_the_axes() -> None:
     mesh = make_mesh(parse_mesh("data=2,fsdp=-1,tensor=2"))
     assert mesh.axis_names == AXES == ("data", "fsdp", "tensor")
@@ -160,6 +161,7 @@ def test_mesh_is_built_over_all_devices_in_the_order_of_the_axes() -> None:
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
+@pytest.mark.devices8
 def test_mesh_is_built_over_the_devices_given() -> None:
     mesh = make_mesh(MeshShape(tensor=2), jax.devices()[2:4])
     assert list(mesh.devices.flat) == jax.devices()[2:4]
@@ -167,6 +169,7 @@ def test_mesh_is_built_over_the_devices_given() -> None:
         make_mesh(MeshShape(tensor=2), jax.devices()[:3])
 
 
+@pytest.mark.devices8
 def test_topology_that_jax_cannot_lay_out_keeps_the_plain_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,6 +20,8 @@ from rmr1_jax.distributed.sharding_rules import (
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import forward, logical_axes, random_params
 
+pytestmark = pytest.mark.devices8
+
 B, T = 8, 12
 RULES = {"training": TRAINING_RULES, "decoding": DECODING_RULES}
 

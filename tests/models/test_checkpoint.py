@@ -45,6 +45,7 @@ def test_hugging_face_to_orbax_and_back_keeps_every_bit(
     assert before == after
 
 
+@pytest.mark.devices8
 def test_a_checkpoint_is_read_onto_other_devices_in_another_dtype(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:

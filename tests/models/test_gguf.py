@@ -115,6 +115,7 @@ def test_a_real_quantized_model_equals_what_transformers_reads(
         np.testing.assert_array_equal(ours[name].numpy(), value.numpy(), err_msg=name)
 
 
+@pytest.mark.devices8
 def test_weights_arrive_sharded_and_in_the_dtype_asked_for(
     tiny_checkpoint: Make, tmp_path: Path
 ) -> None:

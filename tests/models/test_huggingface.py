@@ -169,6 +169,7 @@ def test_mixed_dtypes_are_read_in_the_one_that_holds_them_all(
     assert {str(leaf.dtype) for _, leaf in flatten(params)} == {"float32"}
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize(("group_bytes", "read_bytes"), [(1, 1), (1 << 20, 1 << 20)])
 def test_each_device_holds_its_part_however_the_tensors_are_cut_for_reading(
     tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch, group_bytes: int, read_bytes: int

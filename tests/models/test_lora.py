@@ -214,6 +214,7 @@ def test_exporting_never_overwrites_what_is_not_its_own(params: Any, tmp_path: P
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.devices8
 def test_sharded_over_devices_adapters_compute_the_same(params: Any) -> None:
     adapted = with_adapters(params, LORA)
     axes = lora.logical_axes(CONFIG, LORA)

@@ -202,6 +202,7 @@ def test_without_branches_responses_would_see_each_other() -> None:
     assert np.abs(np.asarray(logprobs)[np.asarray(batch["valid"])] - expected).max() > 0.1
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize(
     "shape", [pytest.param((1, 8, 1), marks=pytest.mark.nightly), (2, 2, 2)], ids=str
 )

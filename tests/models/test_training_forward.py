@@ -126,6 +126,7 @@ def test_each_policy_keeps_more_than_the_one_before(policies: tuple[Remat, ...])
     assert kept == sorted(set(kept))
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize(
     ("shape", "tied", "sequence"),
     [

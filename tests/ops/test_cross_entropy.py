@@ -185,6 +185,7 @@ def test_nothing_valid_gives_zeros() -> None:
     assert not any(np.asarray(x).any() for x in results)
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
 def test_sharded_over_devices_it_is_the_same(

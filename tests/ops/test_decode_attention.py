@@ -135,6 +135,7 @@ def test_long_caches_have_wide_blocks_and_other_sizes_are_refused() -> None:
         block_width(200)
 
 
+@pytest.mark.devices8
 def test_devices_attend_for_their_own_heads() -> None:
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
     arrays, live = random_caches(4, 1, 4, 2, 64, 256), random_live(4, 256)

@@ -173,6 +173,7 @@ def test_the_list_of_pairs_is_what_is_seen(branched: bool, stripes: int) -> None
         assert sorted(met) == sorted(set(met)) == [tuple(x) for x in np.argwhere(some[row])]
 
 
+@pytest.mark.devices8
 def test_devices_attend_for_their_own_rows_and_heads() -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     split = Split(mesh, ("data", "fsdp"), ("tensor",))
@@ -184,6 +185,7 @@ def test_devices_attend_for_their_own_rows_and_heads() -> None:
     compare(placed, place(segments, rows), place(response_ids, rows), split=split)
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize(("kept", "calls"), [((), 2), ((KEPT,), 1)])
 def test_a_policy_may_keep_what_the_backward_pass_needs(kept: tuple[str, ...], calls: int) -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("rows",))

@@ -59,7 +59,11 @@ def objective_and_gradients(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("mesh", ["", "data=2,fsdp=2,tensor=2"], ids=["1 device", "8 devices"])
+@pytest.mark.parametrize(
+    "mesh",
+    ["", pytest.param("data=2,fsdp=2,tensor=2", marks=pytest.mark.devices8)],
+    ids=["1 device", "8 devices"],
+)
 @hypothesis_settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -34,7 +34,11 @@ from tests.sampling.conftest import VOCAB
 CONFIG = replace(LONG_CONFIG, max_position=128)
 GROUP, LONGEST, ROW = 4, 24, 256
 STOP_IDS = (3, 11, 20, 31, 42, 53, 64, 75)  # a response of random weights has about 12 tokens
-MESHES = [(1, 1, 1), (1, 8, 1), (2, 2, 2)]
+MESHES = [
+    (1, 1, 1),
+    pytest.param((1, 8, 1), marks=pytest.mark.devices8),
+    pytest.param((2, 2, 2), marks=pytest.mark.devices8),
+]
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 

@@ -31,6 +31,7 @@ def test_live_blocks_are_all_that_matters(
     assert texts(answers(ours, requests)) == expected
 
 
+@pytest.mark.devices8
 @pytest.mark.slow
 def test_devices_of_a_group_read_the_live_blocks_of_their_heads(
     config: ModelConfig, params: Params, weights: Params, monkeypatch: pytest.MonkeyPatch
@@ -42,6 +43,7 @@ def test_devices_of_a_group_read_the_live_blocks_of_their_heads(
     assert texts(answers(engine_on(mesh, config, params, 3), requests)) == expected
 
 
+@pytest.mark.devices8
 def test_cpus_read_all_columns(config: ModelConfig, params: Params, weights: Params) -> None:
     assert Scheduler(config, weights, slots=4).programs.attention is masked
     mesh = make_mesh(MeshShape(1, 2, 2), jax.devices()[:4])

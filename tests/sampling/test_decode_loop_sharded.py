@@ -17,6 +17,8 @@ from rmr1_jax.sampling.scheduler import Request, Scheduler
 from tests.sampling.conftest import random_requests
 from tests.sampling.test_decode_loop import answers, computed_once, requests_with_prefix, texts
 
+pytestmark = pytest.mark.devices8
+
 
 def engine_on(mesh: Mesh, config: ModelConfig, params: Params, samples: int) -> Scheduler:
     axes = logical_axes(config)

@@ -132,6 +132,7 @@ def test_the_ends_of_the_unit_interval_never_reach_a_removed_token(uniform: floa
     assert token == (3 if uniform == 0 else 301)
 
 
+@pytest.mark.devices8
 def test_of_a_split_vocabulary_only_sums_of_blocks_and_one_block_move() -> None:
     rows, V = 8, 4 * 9 * 128  # as 152,064 of Qwen are 4 * 297 * 128
     logits = np.random.default_rng(0).normal(0, 2, (rows, V)).astype(np.float32)

@@ -24,6 +24,8 @@ from rmr1_jax.training.metrics import read_metrics
 from rmr1_jax.training.sft_trainer import Sft
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.devices8
+
 pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
 
 OPTIONS = (

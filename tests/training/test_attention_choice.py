@@ -17,6 +17,8 @@ from rmr1_jax.planning.topology import devices_of, parse_topology
 from rmr1_jax.training.nll import nll
 from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
 
+pytestmark = pytest.mark.devices8
+
 CONFIG = ModelConfig(
     model_type="qwen2",
     vocab_size=256,

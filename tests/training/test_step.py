@@ -182,6 +182,7 @@ def test_a_step_without_any_weight_has_no_loss_and_no_gradient(
     assert bool(metrics.finite)
 
 
+@pytest.mark.devices8
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "sequence_parallel"),
