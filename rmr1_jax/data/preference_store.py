@@ -20,6 +20,7 @@ from typing import Any, Self
 from rmr1_jax.data.record_shards import ExampleSplit, Shard, SplitWriter, unwritable
 from rmr1_jax.data.tf_example import tfds_features
 from rmr1_jax.errors import UserError
+from rmr1_jax.io.atomic_write import atomic_write
 
 INDEX = "store.json"
 FORMAT = 1
@@ -96,11 +97,9 @@ class StoreWriter:
         text = json.dumps(index, indent=1, ensure_ascii=False)
         try:
             self._write_tfds_metadata(splits)
-            temporary = self.directory / f"{INDEX}.part"
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(self.directory / INDEX)
         except OSError as error:
             raise unwritable(self.directory, error) from error
+        atomic_write(self.directory / INDEX, text + "\n")
 
     def _write_tfds_metadata(self, splits: dict[str, list[dict[str, Any]]]) -> None:
         import tensorflow_datasets as tfds

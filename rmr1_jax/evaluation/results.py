@@ -10,6 +10,7 @@ from rmr1_jax.evaluation.item import Item
 from rmr1_jax.evaluation.record import Key, Record, Rule, read_records, record_from_json
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.io.record_log import RecordLog
+from rmr1_jax.io.run_directory import resume_or_refuse, write_settings
 
 RUN, SCORES = "run.json", "scores.json"
 
@@ -48,26 +49,17 @@ class Results:
         Raises UserError that shows the differences.
         """
         file = self.output / RUN
-        earlier = self.run_info()
-        strangers = self._strangers(earlier or {})
+        strangers = self._strangers(self.run_info() or {})
         if strangers:
             raise UserError(
                 f"{strangers[0]}: records are there, but no {RUN} that says how they were "
                 "made; score them with --score_only, or choose another --output"
             )
-        if earlier is None:
-            earlier = {"settings": dict(settings), "benchmarks": {}}
-        changed = _differences(earlier.get("settings", {}), settings)
-        known = earlier.get("benchmarks", {})
-        same = {name: known[name] for name in sources if name in known}
-        changed += _differences(same, {name: sources[name] for name in same})
-        if changed:
-            raise UserError(
-                f"{file}: the records there were made with other settings: {'; '.join(changed)}. "
-                "Take those back, or choose another --output"
-            )
-        earlier["benchmarks"] = {**known, **sources}
-        self._write_run(earlier)
+        made = {"settings": settings, "benchmarks": sources}
+        info = resume_or_refuse(file, made, may_join=["benchmarks"])
+        info = info or {"settings": dict(settings), "benchmarks": {}}
+        info["benchmarks"] = {**info.get("benchmarks", {}), **sources}
+        write_settings(file, info)
 
     def _strangers(self, info: Mapping[str, Any]) -> list[Path]:
         """Files that hold records, finished or not, of benchmarks that no run here began."""
@@ -94,32 +86,13 @@ class Results:
     def note(self, **facts: object) -> None:
         """Add what became known later, such as the prompt, to `RUN`. Raises UserError where it is
         not what it was."""
-        info = self.run_info() or {}
-        changed = _differences({k: info[k] for k in facts if k in info}, facts, only_known=True)
-        if changed:
-            raise UserError(
-                f"{self.output / RUN}: the records there were made otherwise: "
-                f"{'; '.join(changed)}. Choose another --output"
-            )
-        self._write_run({**info, **facts})
-
-    def _write_run(self, info: Mapping[str, object]) -> None:
-        text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
-        atomic_write(self.output / RUN, text)
+        file = self.output / RUN
+        info = resume_or_refuse(file, facts, may_join=list(facts)) or {}
+        write_settings(file, {**info, **facts})
 
     def run_info(self) -> dict[str, Any] | None:
         """None where there is none. Raises UserError where it is damaged."""
-        file = self.output / RUN
-        if not file.exists():
-            return None
-        try:
-            info = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{file}: cannot be read ({error}), so it is not known how the records were made; "
-                "mend it, or choose another --output"
-            ) from error
-        return info if isinstance(info, dict) else {}
+        return resume_or_refuse(self.output / RUN, {})
 
     def record_files(self) -> dict[str, Path]:
         """The finished records by benchmark."""
@@ -188,13 +161,3 @@ def _by_key(log: RecordLog, rule: Rule) -> dict[Key, Record]:
     """Of a judgement that a kill left incomplete and that was made again, the last counts."""
     records = (record_from_json(line, rule) for line in log.records())
     return {record.key: record for record in records}
-
-
-def _differences(
-    earlier: Mapping[str, object], now: Mapping[str, object], *, only_known: bool = False
-) -> list[str]:
-    return [
-        f"{name} was {earlier.get(name)!r} and is now {value!r}"
-        for name, value in now.items()
-        if (name in earlier or not only_known) and earlier.get(name) != value
-    ]

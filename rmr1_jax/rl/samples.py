@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.judging import Side, answer
 from rmr1_jax.judging.markup import highlighted
 from rmr1_jax.training.metrics import keep_until
@@ -76,9 +77,7 @@ class SampleLog:
             for step, groups in groupby(self._groups, lambda group: group[0]["step"])
         ]
         text = self._template.render(title=self._title, steps=steps[::-1], file=SAMPLES)
-        part = self.page.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.page)
+        atomic_write(self.page, text)
 
 
 def line_of(step: int, record: TraceRecord) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rmr1_jax.data.preference_file import RejectsFile
 from rmr1_jax.data.prompt_set import PromptSet, open_prompts
 from rmr1_jax.distributed.hosts import assert_same_on_all_hosts, log_primary
 from rmr1_jax.errors import UserError
+from rmr1_jax.io.progress import bar
 from rmr1_jax.io.run_directory import open_workdir
 from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenizer, prompt_of
@@ -26,7 +27,6 @@ from rmr1_jax.sampling.judge import choose_prompt
 from rmr1_jax.training.curves import draw_grpo_curves
 from rmr1_jax.training.sharding_plan import ShardingPlan, first_params, make_sharding_plan
 from rmr1_jax.training.training_run import (
-    bar,
     dtype_of,
     lora_of,
     reading,
@@ -93,15 +93,16 @@ def run(config: GrpoConfig) -> int:
 def read_prompts(config: GrpoConfig, tokenizer: Any, prompt: JudgePrompt) -> PromptSet:
     """The prompts in tokens; what cannot be used goes to a file. Raises UserError."""
     rejects = RejectsFile(Path(config.workdir) / REJECTS)
-    with bar(f"reading {config.data.train}", None) as advance:
+    first = jax.process_index() == 0
+    with bar(f"reading {config.data.train}", None, quiet=not first) as read:
         return open_prompts(
             config.data.train,
             tokenizer,
             prompt,
             max_prompt=config.data.max_prompt,
             both_orders=config.data.both_orders,
-            progress=advance,
-            rejects=rejects if jax.process_index() == 0 else None,
+            progress=read.reach,
+            rejects=rejects if first else None,
         )
 
 
@@ -145,14 +146,14 @@ def reference_weights(
         return None
     if lora and not config.reference.model:
         return merge(rest)
-    with reading(model) as on_read:
+    with reading(model) as read:
         return first_params(
             config.reference.model or config.model,
             model,
             placement,
             dtype=config.reference.dtype or dtype,
             seed=config.seed,
-            on_read=on_read,
+            on_read=read.advance,
         )
 
 

@@ -31,7 +31,7 @@ from rmr1_jax.data.scan import RowScanner, survey
 from rmr1_jax.data.sources import RowSource, open_source
 from rmr1_jax.data.splits import Choices, EmptyMixture, make_plan
 from rmr1_jax.errors import UserError
-from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.io.run_directory import resume_or_refuse, write_settings
 from rmr1_jax.judging import Message, Preference, RecordError, load_prompt
 
 NAME = "preferences"  # of the data set, as TFDS calls it
@@ -178,29 +178,12 @@ def run_settings(config: PrepareConfig) -> dict[str, object]:
 def check_output(output: Path, settings: dict[str, object]) -> None:
     """Refuse a directory that holds anything but the same preparation. Raises UserError."""
     file = output / SETTINGS
-    if not file.exists():
-        if output.exists() and (
-            not output.is_dir() or any(entry.name != REJECTS for entry in output.iterdir())
-        ):
-            raise UserError(
-                f"{output}: holds something else (no {SETTINGS}); choose another --output"
-            )
-        return
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: is damaged ({error}); choose another --output") from error
+    others = output.is_dir() and any(entry.name != REJECTS for entry in output.iterdir())
+    if not file.exists() and (others or output.is_file()):
+        raise UserError(f"{output}: holds something else (no {SETTINGS}); choose another --output")
     writing = (output / NAME).exists()
-    changed = [
-        f"  {name}: {earlier.get(name, 'absent')!r} there, {settings.get(name, 'absent')!r} now"
-        for name in sorted(earlier.keys() | settings.keys())
-        if earlier.get(name) != settings.get(name) and (writing or name.split()[-1] not in LATE)
-    ]
-    if changed:
-        raise UserError(
-            f"{output}: was begun with another configuration:\n" + "\n".join(changed) + "\n"
-            "Take that back, choose another --output, or delete this one"
-        )
+    late = [] if writing else [name for name in settings if name.split()[-1] in LATE]
+    resume_or_refuse(file, settings, whole=True, may_change=late)
 
 
 @contextlib.contextmanager
@@ -221,8 +204,7 @@ def begun(output: Path, settings: dict[str, object]) -> Iterator[None]:
             raise UserError(
                 f"{output}: another run is writing it; wait for that run or choose another --output"
             ) from error
-        text = json.dumps(settings, indent=2, ensure_ascii=False)
-        atomic_write(output / SETTINGS, text + "\n")
+        write_settings(output / SETTINGS, settings)
         try:
             yield
         except EmptyMixture:

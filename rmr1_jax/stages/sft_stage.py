@@ -5,11 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from rmr1_jax.config import SftConfig
 from rmr1_jax.data.token_cache import TokenCache, token_cache
 from rmr1_jax.data.tokenize import TokenizeOptions
 from rmr1_jax.data.traces import Traces, open_traces, prompt_of_traces
 from rmr1_jax.distributed.hosts import log_primary, run_on_primary
+from rmr1_jax.io.progress import bar
 from rmr1_jax.io.run_directory import open_workdir
 from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenizer
@@ -20,7 +23,6 @@ from rmr1_jax.training.curves import draw_curves
 from rmr1_jax.training.sft_trainer import MAY_CHANGE, ROWS, Material, Sft, make_material
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 from rmr1_jax.training.training_run import (
-    bar,
     dtype_of,
     lora_of,
     starting_point,
@@ -87,7 +89,8 @@ def tokenise(
     options = TokenizeOptions(
         config.data.max_length, config.data.loss_on_header, config.data.overlong
     )
-    with bar(f"tokenising {what}", len(traces.examples)) as advance:
+    quiet = jax.process_index() != 0
+    with bar(f"tokenizing {what}", len(traces.examples), quiet=quiet) as tokenized:
 
         def make() -> TokenCache:
             return token_cache(
@@ -97,7 +100,7 @@ def tokenise(
                 tokenizer,
                 prompt,
                 options,
-                progress=lambda done, total: advance(done),
+                progress=lambda done, total: tokenized.reach(done),
             )
 
         return run_on_primary(make, about=config.workdir)

@@ -13,7 +13,6 @@ it written again, delete the request file.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from rmr1_jax.data.preference_file import RejectsFile
 from rmr1_jax.errors import UserError
+from rmr1_jax.io.atomic_write import atomic_file
 from rmr1_jax.synthesis.budget import Budget
 from rmr1_jax.synthesis.reply_cache import ReplyCache
 from rmr1_jax.synthesis.teachers import Format, Request
@@ -131,12 +131,8 @@ def write_requests(
         _affordable(todo, files.format, budget, written), most_requests, most_bytes
     ):
         path = files.next_request_file()
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with atomic_file(path) as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
         written.files.append(path)
         written.requests += len(lines)
     return written

@@ -6,7 +6,6 @@ that goes on, a run that asked through batch files and one that was never stoppe
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from rmr1_jax.data.example import Example
 from rmr1_jax.errors import UserError
+from rmr1_jax.io.atomic_write import atomic_file
 from rmr1_jax.judging import JudgePrompt
 from rmr1_jax.synthesis.reply_cache import ReplyCache, Spend
 from rmr1_jax.synthesis.rules import first_problem, second_messages, second_problem
@@ -189,19 +189,21 @@ class Synthesis:
         Both files are made anew, in the order of the input, whole or not at all. Open examples are
         in neither.
         """
-        with _Anew(traces) as accepted, _Anew(rejects) as rejected:
+        with atomic_file(traces) as accepted, atomic_file(rejects) as rejected:
             for outcome in self.outcomes():
                 if outcome.status == "accepted" and outcome.reply is not None:
-                    accepted.write(self._trace_record(outcome.example, outcome))
+                    accepted.write(_line(self._trace_record(outcome.example, outcome)))
                 elif outcome.status != "open":
                     rejected.write(
-                        {
-                            "id": outcome.example.id,
-                            "pass": outcome.number,
-                            "status": outcome.status,
-                            "reason": outcome.reason,
-                            "text": None if outcome.reply is None else outcome.reply.text,
-                        }
+                        _line(
+                            {
+                                "id": outcome.example.id,
+                                "pass": outcome.number,
+                                "status": outcome.status,
+                                "reason": outcome.reason,
+                                "text": None if outcome.reply is None else outcome.reply.text,
+                            }
+                        )
                     )
 
     def _each(self) -> Iterator[Example]:
@@ -275,24 +277,5 @@ def _label(example: Example) -> Literal["A", "B"]:
     return example.label
 
 
-class _Anew:
-    """A JSON lines file that takes the place of the earlier one when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._part = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> "_Anew":
-        self._file = self._part.open("wb")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if kind is None:
-            self._part.replace(self._path)
-        else:
-            self._part.unlink()
-
-    def write(self, record: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+def _line(record: Mapping[str, object]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rmr1_jax.io.atomic_write import atomic_file
 from rmr1_jax.io.run_directory import METRICS
 
 Numbers = Mapping[str, float | int | None]
@@ -79,9 +80,8 @@ def keep_until(path: Path, step: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
     if len(kept) != len(lines):
-        temporary = path.with_suffix(".part")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(path)
+        with atomic_file(path) as file:
+            file.writelines(kept)
 
 
 def _plain(value: float | int | None) -> float | int | str | None:

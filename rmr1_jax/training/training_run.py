@@ -2,21 +2,20 @@
 checkpoints, and how it goes from the latest of them to its end."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rmr1_jax.config import GrpoConfig, SftConfig
 from rmr1_jax.data import read_preferences
 from rmr1_jax.data.preference_store import ExampleStore
 from rmr1_jax.distributed.hosts import log_primary
 from rmr1_jax.errors import UserError
+from rmr1_jax.io.progress import Bar, bar
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.checkpoint import (
     CHECKPOINTS,
@@ -96,7 +95,7 @@ def starting_point(
     dtype: str,
 ) -> tuple[Params, Params]:
     """What is trained, and what stays as it is (nothing, without adapters); placed."""
-    with reading(model) as on_read:
+    with reading(model) as read:
         params = first_params(
             config.model or None,
             model,
@@ -104,7 +103,7 @@ def starting_point(
             # Weights that are not trained need no more than what they are computed in.
             dtype=dtype if lora else config.optimizer.param_dtype,
             seed=config.seed,
-            on_read=on_read,
+            on_read=read.advance,
         )
     if lora is None:
         return params, {}
@@ -244,32 +243,6 @@ def report(
     )
 
 
-@contextmanager
-def reading(model: ModelConfig) -> Iterator[Callable[[int], None]]:
-    """A bar over the parameters of a checkpoint."""
-    with bar("reading weights", count_parameters(model)) as advance:
-        done = 0
-
-        def on_read(count: int) -> None:
-            nonlocal done
-            done += count
-            advance(done)
-
-        yield on_read
-
-
-@contextmanager
-def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, gone when it is full; nothing elsewhere. Takes what is done so far."""
-    console = Console(stderr=True, quiet=jax.process_index() != 0)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+def reading(model: ModelConfig) -> AbstractContextManager[Bar]:
+    """A bar over the parameters of a checkpoint, on the first process."""
+    return bar("reading weights", count_parameters(model), quiet=jax.process_index() != 0)

@@ -32,11 +32,11 @@ class TestOneDirectoryIsOneRun:
         results.begin(SETTINGS, {"rmb": {"items": "abc"}})
 
     def test_other_settings_are_refused_by_name(self, results: Results) -> None:
-        with pytest.raises(UserError, match="order was 'published' and is now 'both'"):
+        with pytest.raises(UserError, match="order: 'published' there, 'both' now"):
             results.begin({**SETTINGS, "order": "both"}, {})
 
     def test_so_are_other_pairs(self, results: Results) -> None:
-        with pytest.raises(UserError, match=r"rmb was .*abc.* and is now .*xyz"):
+        with pytest.raises(UserError, match=r"rmb.*: 'abc' there, 'xyz' now"):
             results.begin(SETTINGS, {"rmb": {"items": "xyz"}})
 
     def test_another_benchmark_may_join(self, results: Results) -> None:
@@ -47,7 +47,7 @@ class TestOneDirectoryIsOneRun:
     def test_another_prompt_is_refused(self, results: Results) -> None:
         results.note(prompt_sha256="1")
         results.note(prompt_sha256="1")
-        with pytest.raises(UserError, match="prompt_sha256 was '1' and is now '2'"):
+        with pytest.raises(UserError, match="prompt_sha256: '1' there, '2' now"):
             results.note(prompt_sha256="2")
 
     def test_records_of_others_are_not_added_to(self, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ class TestOneDirectoryIsOneRun:
 
     def test_a_damaged_memory_is_named(self, results: Results) -> None:
         (results.output / "run.json").write_text("{")
-        with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        with pytest.raises(UserError, match=r"run\.json is damaged"):
             results.begin(SETTINGS, {})
 
 

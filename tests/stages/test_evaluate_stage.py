@@ -184,7 +184,7 @@ class TestGoingOn:
     ) -> None:
         evaluation.run()
         assert evaluation.run("--order=both") == 2
-        assert "order was 'published' and is now 'both'" in capsys.readouterr().err
+        assert "order: 'published' there, 'both' now" in capsys.readouterr().err
 
     def test_with_other_pairs_is_refused(
         self, evaluation: EvaluateStage, capsys: pytest.CaptureFixture[str]

@@ -47,14 +47,14 @@ class TestTheSameCommandAgain:
     @pytest.mark.parametrize(
         ("target", "after"),
         [
-            ("survey.RowScanner.examine", 0),
-            ("survey.RowScanner.examine", 599),
-            ("shards.SplitWriter.append", 0),
-            ("shards.SplitWriter.append", 301),
-            ("shards.SplitWriter.append", 598),
-            ("shards.SplitWriter.finish", 0),
-            ("shards.SplitWriter.finish", 2),
-            ("store.StoreWriter.finish", 0),
+            ("scan.RowScanner.examine", 0),
+            ("scan.RowScanner.examine", 599),
+            ("record_shards.SplitWriter.append", 0),
+            ("record_shards.SplitWriter.append", 301),
+            ("record_shards.SplitWriter.append", 598),
+            ("record_shards.SplitWriter.finish", 0),
+            ("record_shards.SplitWriter.finish", 2),
+            ("preference_store.StoreWriter.finish", 0),
         ],
     )
     def test_goes_on_to_the_same_bytes(
