@@ -43,7 +43,7 @@ def test_a_relative_link_leads_somewhere() -> None:
 def test_a_file_of_the_repository_that_is_mentioned_exists() -> None:
     own = "rmr1_jax|configs|docs|tests|benchmarks"
     paths = set(re.findall(rf"`((?:{own})(?:/[\w.-]+)*|[\w.-]+\.(?:py|txt|cfg|toml))`", README))
-    paths |= set(re.findall(r"--(?:config|constraint)[= ]([\w./-]+)", README))
+    paths |= set(re.findall(r"--constraint[= ]([\w./-]+)", README))
     assert "constraints.txt" in paths
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
 

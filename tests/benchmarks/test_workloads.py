@@ -1,5 +1,7 @@
 """Lengths, stop ids and the floor, counted by hand."""
 
+import runpy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,3 +81,8 @@ def test_prompts_have_the_widths_asked_for(tmp_path) -> None:
     assert [len(prompt) for prompt in prompts] == [3, 64, 5000]
     assert prompts == make([3, 64, 5000], 1) != make([3, 64, 5000], 2)
     assert {token for prompt in prompts for token in prompt} <= set(range(50))
+
+
+def test_packed_rows_hold_little_padding(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("benchmarks.padding", run_name="__main__")
+    assert "%" in capsys.readouterr().out

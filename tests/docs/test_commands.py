@@ -58,9 +58,16 @@ ELSEWHERE = {
     "convert *.gguf": GGUF,
     # by another compiler
     "plan *=h200:8": "tests/stages/test_plan_stage_gpu.py::test_every_program_of_a_recipe",
-    "make demo": "tests/stages/test_demo_stage.py::test_shows_every_stage_and_goes_on",
+    "make demo": "tests/test_demo.py::test_shows_every_stage_and_goes_on",
     "make docs": "tests/docs/test_build.py::test_builds_without_a_warning",
     "benchmarks.decode": BENCHMARK,
+    "benchmarks.sft_step": "tests/benchmarks/test_sft_step.py::"
+    "test_both_take_the_same_steps_and_a_ratio_is_written",
+    "benchmarks.grpo_step": "tests/benchmarks/test_grpo_step.py::"
+    "test_our_engine_takes_steps_of_the_forced_lengths",
+    "benchmarks.judging": "tests/benchmarks/test_judging.py::"
+    "test_both_engines_write_the_same_traces",
+    "benchmarks.padding": "tests/benchmarks/test_workloads.py::test_packed_rows_hold_little_padding",
 }
 # Programs of clouds and clusters: a command of theirs is only looked through for files of ours.
 CLOUD = {"gcloud", "kubectl", "gsutil", "sbatch", "squeue", "scancel", "docker", "xpk"}

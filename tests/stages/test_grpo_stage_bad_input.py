@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rmr1_jax.config import GrpoConfig
+from rmr1_jax import pipeline
 from rmr1_jax.errors import UserError
-from rmr1_jax.stages.grpo_stage import run
+from rmr1_jax.toy_task.toy_recipes import toy_grpo
 from tests.stages.tiny_grpo import grpo, learnt, write_model, write_pairs
 
 pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
@@ -202,5 +203,5 @@ def test_the_toy_start_is_not_trained_before_the_other_options_are_checked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"mini_batch=7 does not divide"):
-        run(GrpoConfig(mini_batch=7))
+        pipeline.run(replace(toy_grpo(), mini_batch=7))
     assert not list(tmp_path.iterdir())

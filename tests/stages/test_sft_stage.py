@@ -24,8 +24,6 @@ from rmr1_jax.training.metrics import read_metrics
 from rmr1_jax.training.sft_trainer import Sft
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.devices8
-
 pytestmark = pytest.mark.usefixtures("alone", "compiled_once")
 
 OPTIONS = (
@@ -76,7 +74,7 @@ def unbroken(
 ) -> Path:
     """A run of eight steps that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    assert sft(workdir, traces, "--mesh=fsdp=8") == 0
+    assert sft(workdir, traces) == 0
     return workdir
 
 
@@ -107,7 +105,7 @@ class TestARun:
         self, unbroken: Path, traces: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = (unbroken / "metrics.jsonl").read_bytes()
-        assert sft(unbroken, traces, "--mesh=fsdp=8") == 0
+        assert sft(unbroken, traces) == 0
         assert "going on after step 8 of 8" in capsys.readouterr().err
         assert (unbroken / "metrics.jsonl").read_bytes() == before
 
@@ -158,6 +156,7 @@ def test_a_signal_within_a_validation_saves(
 
 
 class TestGoingOn:
+    @pytest.mark.devices8
     def test_on_another_mesh_gives_the_same_losses_to_rounding(
         self, unbroken: Path, traces: Path, tmp_path: Path
     ) -> None:
@@ -165,14 +164,14 @@ class TestGoingOn:
         shutil.copytree(unbroken, workdir)
         for step in ("6", "8"):
             shutil.rmtree(workdir / "checkpoints" / step)
-        assert sft(workdir, traces, "--mesh=fsdp=8") == 0  # from the start: the same again
+        assert sft(workdir, traces) == 0  # from the start: the same again
         assert losses(workdir) == losses(unbroken)
         shutil.rmtree(workdir / "checkpoints" / "8")
         assert sft(workdir, traces, "--mesh=fsdp=2,tensor=4") == 0
         np.testing.assert_allclose(losses(workdir), losses(unbroken), rtol=1e-4)
         assert losses(workdir)[:6] == losses(unbroken)[:6]
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_after_kills_at_any_moment_is_bit_for_bit_the_same(
         self, traces: Path, tmp_path: Path
     ) -> None:
@@ -218,7 +217,7 @@ class TestGoingOn:
         for file in (workdir / "checkpoints" / "8" / "weights").rglob("*"):
             if file.is_file() and file.stat().st_size > 1000:
                 file.write_bytes(file.read_bytes()[:100])
-        assert sft(workdir, traces, "--mesh=fsdp=8") == 0
+        assert sft(workdir, traces) == 0
         said = capsys.readouterr().err
         assert "checkpoints/8 is damaged" in said and "going on after step 6" in said
         assert losses(workdir) == losses(unbroken)
@@ -290,7 +289,7 @@ class TestBadInput:
         self, unbroken: Path, traces: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = contents(unbroken)
-        said = self.refused(capsys, unbroken, traces, "--mesh=fsdp=8", "--batch_size=32")
+        said = self.refused(capsys, unbroken, traces, "--batch_size=32")
         assert "--batch_size: 16 there, 32 now" in said
         assert contents(unbroken) == before
 
@@ -302,7 +301,7 @@ class TestBadInput:
         with pytest.MonkeyPatch.context() as patch:
             other = "rmr1_jax.stages.sft_stage.toy_model"
             patch.setattr(other, lambda: wider_model())
-            said = self.refused(capsys, workdir, traces, "--mesh=fsdp=8")
+            said = self.refused(capsys, workdir, traces)
         assert "weights are those of another model" in said and "misshapen" in said
         assert (workdir / "checkpoints" / "8").is_dir()
 

@@ -444,17 +444,18 @@ class TestProgram:
         from rmr1_jax.data.example import Example
         from rmr1_jax.data.preference_store import StoreWriter
 
-        def prepare(config: Any) -> None:
+        def prepare(config: Any) -> int:
             made.append(config.output)
             with StoreWriter(config.output, "toy_task") as writer:
                 split = writer.split("distillation")
                 for pair in toy_preferences(20, 7):
                     split.append(Example(pair.id, "toy_task", pair.label, pair))
                 writer.finish({})
+            return 0
 
         made: list[str] = []
         module = ModuleType("rmr1_jax.stages.prepare_stage")
-        vars(module)["prepare"] = prepare
+        vars(module)["run"] = prepare
         monkeypatch.setitem(sys.modules, "rmr1_jax.stages.prepare_stage", module)
         monkeypatch.chdir(tmp_path)
         assert main(["--stage=synthesize"]) == 0
