@@ -67,7 +67,8 @@ ELSEWHERE = {
     "test_our_engine_takes_steps_of_the_forced_lengths",
     "benchmarks.judging": "tests/benchmarks/test_judging.py::"
     "test_both_engines_write_the_same_traces",
-    "benchmarks.padding": "tests/benchmarks/test_workloads.py::test_packed_rows_hold_little_padding",
+    "benchmarks.padding": "tests/benchmarks/test_workloads.py::"
+    "test_packed_rows_hold_little_padding",
 }
 # Programs of clouds and clusters: a command of theirs is only looked through for files of ours.
 CLOUD = {"gcloud", "kubectl", "gsutil", "sbatch", "squeue", "scancel", "docker", "xpk"}

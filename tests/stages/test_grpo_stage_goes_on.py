@@ -153,7 +153,7 @@ class TestASignal:
         assert learnt(tmp_path / "run") == learnt(unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_kill_in_rollout_update_or_save_changes_nothing(
     tiny_model: Path, tiny_pairs: Path, tmp_path: Path
 ) -> None:
