@@ -24,9 +24,20 @@ from rmr1_jax.config.sft_config import SftConfig
 from rmr1_jax.config.stage_table import STAGES
 from rmr1_jax.errors import UserError
 
+EXAMPLES = {
+    "prepare": "--config=prepare_rm_r1 --output=data/rm_r1",
+    "synthesize": "--config=synthesize_rm_r1 --input=data/rm_r1 --output=data/rm_r1_traces",
+    "sft": "--config=sft_rm_r1:qwen-7b --model=MODEL_DIR --data.train=data/rm_r1_traces",
+    "grpo": "--config=grpo_rm_r1:qwen-7b --model=runs/sft_qwen-7b --data.train=data/rm_r1",
+    "judge": "--model=MODEL_DIR --input=pairs.jsonl --output=verdicts.jsonl",
+    "evaluate": "--model=MODEL_DIR --output=results/mine --limit=100",
+    "convert": "--input=runs/grpo_qwen-7b --output=HF_DIR --to=huggingface",
+    "plan": "--config=sft_rm_r1:qwen-7b --topology=v5e-16",
+    "demo": "--workdir=demo",
+}
 ALSO = (
-    "Also: --config=RECIPE, a Python file with values for these; --debug, to see tracebacks; "
-    "--distributed and what else `python -m rmr1_jax.main --help` says of several processes."
+    "Also: --config=RECIPE, a recipe by name (see `rmr1 recipes`) or a Python file; --debug, "
+    "to see tracebacks; and the options for several processes, which `rmr1 --help` lists."
 )
 
 
@@ -63,8 +74,11 @@ def _parse(stage: str, kind: type, overrides: Sequence[str], default: Any) -> An
         kind,
         args=_checked_overrides(kind, overrides),
         default=default,
-        description=f"{' '.join((kind.__doc__ or '').split())} {ALSO}",
-        prog=f"python -m rmr1_jax.main --stage={stage}",
+        description=(
+            f"{' '.join((kind.__doc__ or '').split())}\n\nExample: rmr1 {stage} {EXAMPLES[stage]}"
+            f"\n\n{ALSO}"
+        ),
+        prog=f"rmr1 {stage}",
         use_underscores=True,
     )
 

@@ -11,9 +11,9 @@ class DemoConfig:
     it; minutes on a CPU."""
 
     workdir: str = "demo"
-    """Where everything goes. The same command again goes on in it."""
+    """The directory for everything. Rerun the command to resume it."""
     max_steps: int | None = None
-    """Train for so many steps in each stage. None: as long as it takes to learn."""
+    """Training steps of each stage. None: as many as it takes to learn."""
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is made. Raises UserError."""

@@ -17,10 +17,9 @@ class EvaluateConfig(JudgeOptions):
     every judgement, scores with errors, and a report to read."""
 
     output: str = ""
-    """A directory for records, scores.json and report.html. The same command again goes on in
-    it."""
+    """The directory for records, scores.json and report.html. Rerun the command to resume it."""
     benchmarks: str = "rewardbench,rm_bench,rmb"
-    """Which, in this order: rewardbench, rm_bench, rmb, preferences."""
+    """Which to judge, separated by commas: rewardbench, rm_bench, rmb, preferences."""
     rewardbench: str = ""
     """A JSONL, JSON or Parquet file with the fields of allenai/reward-bench. Empty: the hub."""
     rm_bench: str = ""
@@ -29,20 +28,20 @@ class EvaluateConfig(JudgeOptions):
     """The directory that holds Pairwise_set and BoN_set, or a part of them. Empty: a copy on the
     hub."""
     preferences: str = ""
-    """Labelled pairs, in any layout that --stage=prepare reads."""
+    """Labelled pairs, in any layout that `rmr1 prepare` reads."""
     limit: int | None = None
     """Judge about this many pairs of each benchmark, evenly spread over it. None: all."""
     order: str = "published"
-    """Which response is A: published (RandomState(0), one draw a pair), both (each pair in both
-    orders), or seed=N (other draws)."""
+    """Which response is A: published (drawn once per pair with RandomState(0)), both (each pair in
+    both orders), or seed=N (other draws)."""
     rule: Literal["published", "rewardbench"] = "published"
     """What a judgement without a verdict is worth: published (0) or rewardbench (0.5)."""
     max_new_tokens: int = 50_000
-    """The longest trace, in tokens; as published, so in effect what the context leaves."""
+    """The longest trace, in tokens. The published default means: as long as the context allows."""
     budget: int | None = None
     """Close a trace after this many tokens and ask once more for the verdict alone."""
     score_only: bool = False
-    """Judge nothing: score the records that are in --output, whoever made them."""
+    """Judge nothing: score the records in --output, whoever made them."""
     import_logs: str = ""
     """Judge nothing: turn published logs of RM-R1 (a directory or file) into records in --output,
     and score these."""

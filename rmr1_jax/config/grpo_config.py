@@ -20,13 +20,13 @@ class PromptsConfig:
 
     train: str = ""
     """Labelled pairs: a prepared directory (its train split), a file, or a released RLVR set.
-    Empty: those of the toy task, made first where they are absent."""
+    Empty: those of the toy task, made first if they are absent."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt, for pairs whose prompts are
     not rendered yet. Empty: the model's own."""
     both_orders: bool = False
-    """Ask about each pair in both orders, one after the other: a step then cannot teach that A is
-    better than B, or B than A. Not published."""
+    """Ask about each pair in both orders within a step, so that no step teaches a position bias.
+    Not published."""
     max_prompt: int = 4096
     """Longest prompt, in tokens; longer ones are dropped, as published."""
 
@@ -36,11 +36,12 @@ class RolloutConfig:
     """How groups of traces are sampled."""
 
     samples: int = 7
-    """Traces a prompt."""
+    """Traces per prompt (the size of a group)."""
     max_response: int = 8192
-    """The longest trace, in tokens; a longer one is cut."""
+    """The longest trace, in tokens; longer ones are cut."""
     temperature: float = 1.0
-    """Of sampling. The objective's log-probabilities are at temperature 1, as published."""
+    """Sampling temperature. Log-probabilities of the objective are at temperature 1, as
+    published."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that together have this probability. 1 is off."""
     top_k: int = 0
@@ -57,25 +58,25 @@ class RewardConfig:
     """A function of your own, package.module:function; it takes a rewards.Sampled and returns a
     number. Empty: +1 for the labelled verdict at the end and -1 for anything else, as published."""
     truncated: Literal["keep", "mask", "shape"] = "keep"
-    """What becomes of a trace that was cut: keep (as published: it has no verdict, so it gets -1),
-    mask (left out of the loss), or shape (traces close to the limit lose up to 1)."""
+    """What to do with a trace that was cut: keep it (as published: it has no verdict, so it gets
+    -1), mask it in the loss, or shape rewards (traces close to the limit lose up to 1)."""
     buffer: int = 512
     """With shape: the tokens before the limit over which the loss of reward grows from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class AdvantageConfig:
-    """What a trace is worth beside the others of its group."""
+    """What a trace is worth compared with the others of its group."""
 
     normalize_std: bool = True
-    """Divide by the standard deviation of the group (unbiased, + 1e-6), as published. Without, the
-    advantage is that of Dr. GRPO."""
+    """Divide by the standard deviation of the group (unbiased, + 1e-6), as published. False
+    gives Dr. GRPO."""
     leave_one_out: bool = False
-    """Compare each trace with the mean of the others, not of all."""
+    """Subtract the mean of the other traces of the group instead of the mean of all (RLOO)."""
     dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal, since they teach nothing, by other prompts'."""
+    """Replace groups whose rewards are all equal, which teach nothing, with other prompts."""
     max_rounds: int = 4
-    """With dynamic_sampling: sample at most so many times a step; then take what there is."""
+    """With dynamic_sampling: sample at most this many times per step."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,24 @@ class ObjectiveConfig:
     """The clipped policy gradient with a KL term."""
 
     clip_low: float = 0.2
-    """The ratio to the old policy counts from 1 - clip_low ..."""
+    """Lower clip bound: ratio >= 1 - clip_low."""
     clip_high: float = 0.2
-    """... to 1 + clip_high; a higher one than clip_low is known as clip-higher."""
+    """Upper clip bound: ratio <= 1 + clip_high. Above clip_low, this is known as clip-higher."""
     kl: float = 0.001
     """Weight of the low-variance KL to the reference model. 0: no reference model is kept."""
     entropy: float = 0.0
     """Weight of an entropy bonus."""
     ratio: Literal["token", "sequence"] = "token"
-    """token, or sequence: one ratio a trace, the geometric mean of its tokens' (GSPO)."""
+    """token: one ratio per token; sequence: one per trace, the geometric mean over its tokens
+    (GSPO)."""
     tis_cap: float = 0.0
-    """Weigh tokens by old policy / sampler, at most this much, where the two differ numerically.
-    0: off. The sampler's is what was drawn from: a temperature other than 1, top_p and top_k are
-    made up for as well, and the `mismatch` numbers have them in."""
+    """Truncated importance sampling: weight tokens by old policy / sampler, at most this much. 0:
+    off. The sampler's probability is that of the distribution it drew from, so this also corrects
+    for a temperature other than 1, top_p and top_k, and the `mismatch` metrics include them."""
     reduction: Literal["sequence_mean", "pooled_mean", "token_mean"] = "sequence_mean"
-    """sequence_mean: every trace weighs the same (published with micro-batches of one);
-    pooled_mean: every `pool` traces do, and within them every token (published for 7B);
-    token_mean: every token of an update does."""
+    """sequence_mean: every trace has the same weight (published with micro-batches of one);
+    pooled_mean: every `pool` traces have, and within them every token (published for 7B);
+    token_mean: every token of an update has."""
     pool: int = 4
     """Traces that pooled_mean pools."""
 
@@ -111,7 +113,7 @@ class ReferenceConfig:
     model: str = ""
     """Its checkpoint. Empty: the model that training starts from (with LoRA: without adapters)."""
     dtype: Literal["", "float32", "bfloat16"] = ""
-    """Kept in float32 or bfloat16. Empty: what is computed in."""
+    """Type of its weights. Empty: the type to compute in."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class SamplesConfig:
     """Traces that are written down to be read: samples.jsonl and samples.html."""
 
     every: int = 10
-    """After so many steps. 0: never."""
+    """Steps between samples. 0: never."""
     groups: int = 4
-    """Prompts each time, with all their traces."""
+    """Prompts to write each time, with all their traces."""
 
 
 def _optimizer() -> OptimizerConfig:
@@ -134,17 +136,17 @@ def _optimizer() -> OptimizerConfig:
 class GrpoConfig:
     """Reinforcement learning (GRPO) with the verdict as reward: groups of traces are sampled,
     rewarded and learnt from. With no option: the judge of the toy task, on a CPU, from its
-    SFT run, which is trained first where it is absent."""
+    SFT run, which is trained first if it is absent."""
 
     workdir: str = "runs/grpo_toy_task"
-    """Holds the whole run. The same command again goes on in it."""
+    """The run directory. Rerun the command to resume it."""
     model: str = ""
     """The checkpoint or SFT run to start from. Empty: that of the toy task."""
     data: PromptsConfig = field(default_factory=PromptsConfig)
     batch_size: int = 1024
-    """Prompts a step."""
+    """Prompts per step."""
     mini_batch: int = 128
-    """Prompts an update; batch_size / mini_batch updates follow one rollout."""
+    """Prompts per update; batch_size / mini_batch updates follow each rollout."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -153,36 +155,36 @@ class GrpoConfig:
     epochs: float = 1.0
     """Passes over the prompts."""
     max_steps: int | None = None
-    """Stop after so many steps, whatever epochs says."""
+    """Stop after this many steps, whatever epochs says."""
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     lora: LoraConfig = field(default_factory=LoraConfig)
     pack_length: int | None = None
-    """Tokens of a packed row at the most; it holds a prompt once and several traces after it.
-    None: what a prompt and a trace of the greatest lengths need, and 4,096 at least."""
+    """Tokens of a packed row at most; it holds a prompt once and several traces after it. None:
+    enough for the longest prompt and trace, and at least 4,096."""
     micro_batch_size: int = 1
-    """Packed rows a device computes at a time; the rest of an update is accumulated."""
+    """Packed rows per device at a time; gradients accumulate over the rest of an update."""
     remat: Remat = "full"
-    """What the backward pass computes again: none, dots (all but matrix products and attention),
-    attention (all but attention) or full."""
+    """What the backward pass recomputes: nothing (none), all but matrix products and attention
+    (dots), all but attention (attention), or everything (full)."""
     dtype: Literal["", "float32", "bfloat16"] = ""
-    """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
+    """Type to compute in. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""
-    """Devices by axis, for example fsdp=-1,tensor=2. Empty: all of them fsdp."""
+    """Devices per mesh axis, for example fsdp=-1,tensor=2. Empty: fsdp over all devices."""
     sequence_parallel: bool = False
     """Split the tokens of a row over the tensor axis between layers, for long rows."""
     max_nonfinite_steps: int = 3
-    """Stop after so many updates in a row whose loss or gradient is not finite."""
+    """Stop after this many updates in a row with a non-finite loss or gradient."""
     seed: int = 1
-    """Of the order of the prompts and of sampling."""
+    """Seed of the order of the prompts and of sampling."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     log_every: int = 1
-    """Write metrics after so many steps."""
+    """Steps between metrics."""
 
     @property
     def updates(self) -> int:
-        """Updates a step."""
+        """Updates per step."""
         return self.batch_size // self.mini_batch
 
     def check(self) -> None:

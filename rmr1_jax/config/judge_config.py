@@ -30,15 +30,15 @@ class JudgeOptions:
     seed: int = 0
     """The same seed gives the same traces."""
     votes: int = 1
-    """Traces a pair; the verdict is their majority. Needs a temperature above 0."""
+    """Traces per pair; the verdict is their majority. Needs a temperature above 0."""
     max_num_seqs: int | None = None
     """Traces written at the same time. None: chosen for the machine."""
     max_context: int | None = None
-    """Longest prompt and trace together, in tokens. None: what the model was made for."""
+    """Longest prompt and trace together, in tokens. None: the context of the model."""
     mesh: str = ""
-    """Devices by axis, for example data=2,tensor=4. Empty: chosen for the machine."""
+    """Devices per mesh axis, for example data=2,tensor=4. Empty: chosen for the machine."""
     dtype: Literal["", "float32", "bfloat16"] = ""
-    """float32 or bfloat16. Empty: chosen for the machine."""
+    """Type to compute in. Empty: float32 on a CPU, bfloat16 elsewhere."""
 
     def check_judge(self, stage: str) -> None:
         """Refuse what cannot work, before a model is read. Raises UserError."""
@@ -74,9 +74,9 @@ class JudgeConfig(JudgeOptions):
     (--question, --response_a, --response_b)."""
 
     input: str = ""
-    """The pairs, one JSON object a line: question, response_a, response_b and, if known, label."""
+    """The pairs, one JSON object per line: question, response_a, response_b, optionally label."""
     output: str = ""
-    """Where the verdicts go, one JSON object a line. The same command again goes on in it."""
+    """The file for verdicts, one JSON object per line. Rerun the command to resume it."""
     question: str = ""
     """One pair instead of a file: what was asked."""
     response_a: str = ""

@@ -19,7 +19,7 @@ MEAN_TOKENS = {"prompt_tokens": 1300, "response_tokens": 700}
 class PlanConfig:
     """Compile every program of a training recipe for chips that are not here: what it takes of
     their memory, how long a step and the whole run may take, and what to change where it does not
-    fit. Every option of the recipe's own stage may be given, too."""
+    fit. Options of the recipe's own stage are accepted, too."""
 
     topology: str = "v5e:1x1"
     """The TPU chips, v5p:4x4x4, v5e-16 or v5e:4x4*2 (two slices), or the GPUs, h200:8 (h100 and
@@ -27,16 +27,16 @@ class PlanConfig:
     output: str = ""
     """A directory for plan.json. Empty: plans/RECIPE-TOPOLOGY."""
     search: bool = False
-    """Try meshes and what the backward pass computes again, and rank them."""
+    """Try other meshes and kinds of remat, and rank them."""
     prompt_tokens: int | None = None
     """Assumed mean length of prompts; a recipe is planned without its data. None: 1,300, or half
     of the longest that the recipe allows."""
     response_tokens: int | None = None
-    """The same of traces. None: 700, or half of the longest."""
+    """Assumed mean length of traces. None: 700, or half of the longest."""
     examples: int | None = None
     """Traces or pairs of the whole run. None: as many as the published set has."""
     price: float = 0.0
-    """Price of a chip-hour, for the cost of the whole run. 0: not said."""
+    """Price of a chip-hour, for the cost of the whole run. 0: leave the cost out."""
     recipe: Annotated[SftConfig | GrpoConfig | None, tyro.conf.Suppress] = None
     """What is planned. None: the toy task's reinforcement learning."""
     name: Annotated[str, tyro.conf.Suppress] = "grpo_toy_task"

@@ -33,22 +33,22 @@ class PrepareConfig:
     the positions, split, and store. With no option: the toy task."""
 
     output: str = "data/toy_task"
-    """The directory to write, on this machine. The same command again goes on in it."""
+    """The directory to write, on this machine. Rerun the command to resume it."""
     input: str = ""
     """Sources by name or path, separated by commas; a recipe can say more about each."""
     sources: Annotated[tuple[Source, ...], tyro.conf.Suppress] = ()
     """In a recipe only: sources with their filters, counts and field names."""
     balance: Literal["alternate", "shuffle", "as_given"] = "shuffle"
     """Where the chosen response goes: shuffle (seeded), alternate (A, B, A, ... as published, which
-    gives the label away where kinds of questions alternate too) or as_given."""
+    gives the label away if kinds of questions alternate too) or as_given."""
     seed: int = 42
-    """Of counts, shuffles and splits."""
+    """Seed of counts, shuffles and splits."""
     validation: float = 0.02
     """Held out: a share of the records if below 1, else a number."""
     distillation: float = 0.12
     """Set apart for distillation: a share of the training records if at most 1, else a number."""
     exact_duplicates: bool = True
-    """Drop pairs that were there already, in whichever order."""
+    """Drop pairs that occurred before, in either order."""
     near_duplicates: float = 0.9
     """Drop records whose estimated Jaccard similarity (word 5-grams) to an earlier one is at least
     this. 0 is off."""
@@ -59,13 +59,13 @@ class PrepareConfig:
     tokenizer: str = ""
     """A checkpoint whose tokenizer and chat template measure the prompt. Empty: not measured."""
     max_prompt_tokens: int = 4096
-    """Longer prompts are dropped, where a tokenizer is given."""
+    """Drop longer prompts, if a tokenizer is given."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt; for measuring."""
     shard_records: int = 10_000
-    """Records a file."""
+    """Records per file."""
     toy_task: int = 6_000
-    """Records that the source toy_task makes."""
+    """Number of records that the source toy_task makes."""
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is read. Raises UserError."""

@@ -15,20 +15,20 @@ class SftDataConfig:
 
     train: str = ""
     """Traces: a directory made by --stage=synthesize, a file (context_messages, winner), or a
-    released set on the hub. Empty: the toy task, made first where it is absent."""
+    released set on the hub. Empty: the toy task, made first if it is absent."""
     validation: str = ""
     """Traces for the validation loss. Empty: held_out of the training traces."""
     held_out: float = 0.03
-    """Held out where validation is empty: a share if below 1, else a number. 0: none."""
+    """If validation is empty: hold out this share (below 1) or number of traces. 0: none."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt, for traces whose prompts are
     not rendered yet. Empty: chain_of_rubrics."""
     max_length: int = 12288
     """Longest prompt and trace together, in tokens; prompts that leave no room are dropped."""
     overlong: Literal["truncate", "drop"] = "truncate"
-    """What becomes of a trace that is too long: truncate (as published) or drop."""
+    """What to do with a trace that is too long: truncate it (as published) or drop it."""
     loss_on_header: bool = True
-    """Also learn the assistant header before the trace, as published."""
+    """Include the assistant header before the trace in the loss, as published."""
     pack_length: int | None = None
     """Tokens of a packed row. None: chosen to leave the least padding."""
 
@@ -38,23 +38,23 @@ class OptimizerConfig:
     """AdamW with warm-up and cosine decay, as published."""
 
     learning_rate: float = 5e-6
-    """At its highest, after the warm-up."""
+    """The peak, after the warm-up."""
     beta1: float = 0.9
-    """How much of the mean of gradients is kept at each step."""
+    """Decay of the running mean of gradients."""
     beta2: float = 0.95
-    """How much of the mean of squared gradients is kept at each step."""
+    """Decay of the running mean of squared gradients."""
     epsilon: float = 1e-8
-    """Added to the root of that mean before it divides."""
+    """Added to the root of that mean before dividing by it."""
     weight_decay: float = 0.0
-    """Each step also shrinks every parameter by this times the learning rate."""
+    """Decoupled weight decay: each step shrinks parameters by this times the learning rate."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Clip the gradient to this norm."""
     warmup: float = 0.03
-    """A share of all steps if below 1, else a number of steps."""
+    """Warm-up, as a share of all steps if below 1, else as a number of steps."""
     final_lr_ratio: float = 0.1
-    """The learning rate at the end, as a share of the highest."""
+    """The final learning rate, as a share of the peak."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameters are kept in: float32 (master weights) or bfloat16. Moments are float32."""
+    """Type of the stored parameters (float32: master weights). Moments are always float32."""
 
     def check(self) -> None:
         """Raises UserError."""
@@ -69,7 +69,7 @@ class LoraConfig:
     """Low-rank adapters: train these and leave the model as it is."""
 
     rank: int = 0
-    """0: train the whole model."""
+    """Rank of the adapters. 0: train the whole model."""
     alpha: float = 32.0
     """Adapters are scaled by alpha / rank."""
     targets: str = "query,key,value,output,gate,up,down"
@@ -81,9 +81,9 @@ class CheckpointConfig:
     """When the run is saved, and what is kept."""
 
     every: int = 20
-    """Save after so many steps; the last step is always saved."""
+    """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Keep so many of the latest, and the best by validation."""
+    """Number of latest checkpoints to keep, besides the best by validation."""
 
     def check(self) -> None:
         """Raises UserError."""
@@ -96,14 +96,13 @@ class ValidationConfig:
     """When the run is measured on pairs it does not learn from."""
 
     every: int = 20
-    """Validate after so many steps and at the end. 0: never."""
+    """Steps between validations; the last step is always validated. 0: never."""
     judge: str = ""
-    """Labelled pairs to judge through the engine: a prepared directory (its validation split) or a
-    file. Empty: none, or those of the toy task."""
+    """Labelled pairs to judge: a prepared directory (its validation split) or a file."""
     pairs: int = 128
-    """How many of them, each in both orders."""
+    """How many of them to judge, each in both orders."""
     max_new_tokens: int = 2048
-    """The longest trace in that, in tokens."""
+    """The longest trace of a validation, in tokens."""
 
     def check(self) -> None:
         """Raises UserError."""
@@ -118,39 +117,39 @@ class SftConfig:
     option: a small model learns the toy task from random weights, on a CPU, in minutes."""
 
     workdir: str = "runs/sft_toy_task"
-    """Holds the whole run. The same command again goes on in it."""
+    """The run directory. Rerun the command to resume it."""
     model: str = ""
     """The checkpoint to start from. Empty: small random weights for the toy task."""
     data: SftDataConfig = field(default_factory=SftDataConfig)
     batch_size: int = 128
-    """Traces a step."""
+    """Traces per step, on average."""
     micro_batch_size: int = 1
-    """Packed rows a device computes at a time; the rest of a step is accumulated."""
+    """Packed rows per device at a time; gradients accumulate over the rest of a step."""
     epochs: float = 1.0
     """Passes over the traces."""
     max_steps: int | None = None
-    """Stop after so many steps, whatever epochs says; the schedule ends there too."""
+    """Stop after this many steps, whatever epochs says. The schedule ends there, too."""
     loss: Literal["sequence_mean", "token_mean"] = "sequence_mean"
-    """sequence_mean: every trace weighs the same (as published); token_mean: every token does."""
+    """sequence_mean: every trace has the same weight (as published); token_mean: every token."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     remat: Remat = "full"
-    """What the backward pass computes again: none, dots (all but matrix products and attention),
-    attention (all but attention) or full."""
+    """What the backward pass recomputes: nothing (none), all but matrix products and attention
+    (dots), all but attention (attention), or everything (full)."""
     dtype: Literal["", "float32", "bfloat16"] = ""
-    """Computed in: float32 or bfloat16. Empty: float32 on a CPU, bfloat16 elsewhere."""
+    """Type to compute in. Empty: float32 on a CPU, bfloat16 elsewhere."""
     mesh: str = ""
-    """Devices by axis, for example fsdp=-1,tensor=2. Empty: all of them fsdp."""
+    """Devices per mesh axis, for example fsdp=-1,tensor=2. Empty: fsdp over all devices."""
     sequence_parallel: bool = False
     """Split the tokens of a row over the tensor axis between layers, for long rows."""
     max_nonfinite_steps: int = 3
-    """Stop after so many steps in a row whose loss or gradient is not finite."""
+    """Stop after this many steps in a row with a non-finite loss or gradient."""
     seed: int = 42
-    """Of random weights and of the order of the data."""
+    """Seed of random weights and of the order of the data."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log_every: int = 1
-    """Write metrics after so many steps."""
+    """Steps between metrics."""
 
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""

@@ -29,7 +29,7 @@ class TeacherConfig:
     temperature: float | None = None
     """None: the endpoint's default, as published; greedy for kind=local."""
     concurrency: int = 8
-    """Requests under way at the same time, at an endpoint."""
+    """Requests to an endpoint at the same time."""
     requests_per_minute: int | None = None
     """A rate limit to keep. None: as fast as answers come."""
     tokens_per_minute: int | None = None
@@ -37,11 +37,11 @@ class TeacherConfig:
     timeout: float = 600.0
     """Seconds to wait for one answer."""
     attempts: int = 6
-    """Tries of one request before it is given up."""
+    """Attempts per request before giving up."""
     accuracy: float = 0.9
     """kind=program only: how often the verdict is right."""
     haste: float = 0.0
-    """kind=program only: how often sums are decided at a glance."""
+    """kind=program only: how often sums are guessed."""
 
     def check(self, section: str) -> None:
         """Refuse what cannot work; `section` is what the options begin with. Raises UserError."""
@@ -75,20 +75,20 @@ class TeacherConfig:
 class SynthesizeConfig:
     """Distil traces in two passes: ask teacher 1 and keep what is right; show teacher 2 the correct
     verdict and the wrong trace, and validate what it writes. With no option: the toy task,
-    by a programmatic teacher that is not always right."""
+    by a scripted teacher that is not always right."""
 
     input: str = ""
-    """A directory made by --stage=prepare, or a file of labelled pairs. Empty: data/toy_task, made
-    first where it is absent."""
+    """A directory made by `rmr1 prepare`, or a file of labelled pairs. Empty: data/toy_task, made
+    first if it is absent."""
     split: str = "distillation"
     """Which part of a prepared directory: train, validation or distillation."""
     output: str = "data/toy_task_traces"
-    """The directory to write. The same command again goes on in it and asks nothing twice."""
+    """The directory to write. Rerun the command to resume it; nothing is asked twice."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt. Empty: chain_of_rubrics, or the
-    short prompt of the toy task where a program teaches."""
+    short prompt of the toy task if a program teaches."""
     limit: int | None = None
-    """Only the first so many pairs. None: all."""
+    """Only the first pairs, this many. None: all."""
     teacher1: TeacherConfig = field(default_factory=TeacherConfig)
     teacher2: TeacherConfig = field(default_factory=lambda: TeacherConfig(accuracy=1.0))
     max_requests: int | None = None

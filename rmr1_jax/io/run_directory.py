@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rmr1_jax.distributed.hosts import assert_shared_directory, broadcast_from_primary
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import atomic_write
 
@@ -100,6 +99,9 @@ def open_workdir(
     Raises:
       UserError: it holds another run, whose configuration differs (shown), or other files.
     """
+    # It imports jax, for which --help and the checks of options should not wait.
+    from rmr1_jax.distributed.hosts import assert_shared_directory, broadcast_from_primary
+
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir)):
         raise UserError(
             f"--workdir={workdir}: a run needs a directory; mount the bucket (gcsfuse) and name "
