@@ -27,9 +27,8 @@ from benchmarks.machine import OtherLoad, cores, prepare_process, processor
 from benchmarks.peers import Compilations, timed
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
-from rmr1_jax.evaluation.order import parse_order, positions
 from rmr1_jax.evaluation.record import Record
-from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
+from rmr1_jax.evaluation.runner import Task, judge_tasks, parse_order, positions, spread, tasks_of
 from rmr1_jax.judging import answer
 from rmr1_jax.sampling.judge import Judge, SamplingOptions
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmr1_jax.data.scan import RowStats, Status
 from rmr1_jax.data.sources import RowSource
 from rmr1_jax.data.splits import SPLITS, Plan
 from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.io.progress import ProgressDisplay
 
 STEPS = {
     "bad": Status.BAD,
@@ -132,3 +134,24 @@ def _splits(facts: RowStats, plan: Plan) -> dict[str, dict[str, int]]:
             "as_given": int(as_given.sum()),
         }
     return table
+
+
+class RowProgress(ProgressDisplay):
+    """Rows done so far, on standard error. `total` may be unknown."""
+
+    def __init__(self, title: str, total: int | None, console: Console | None = None) -> None:
+        self._title, self._total = title, total
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            description=title,
+            total=total,
+            console=console,
+        )
+
+    def __call__(self, done: int) -> None:
+        """`done` rows are done, those of earlier runs included."""
+        of = "" if self._total is None else f" of {self._total:,}"
+        self._update(done, lambda: f"{self._title}: {done:,}{of} records")

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from rmr1_jax.data.preference_file import Rejects
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Item, Record, Rule
 from rmr1_jax.evaluation.votes import by_majority
 from rmr1_jax.judging import Side
 

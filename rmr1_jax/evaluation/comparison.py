@@ -10,8 +10,7 @@ import numpy as np
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmark import Table
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
-from rmr1_jax.evaluation.item import Cell
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Cell, Record, Rule
 from rmr1_jax.evaluation.scores import check_benchmarks, cluster, mean_trace_tokens, plain
 from rmr1_jax.evaluation.statistics import REPLICATES, Means, mcnemar, replicate_values, scores
 from rmr1_jax.evaluation.votes import by_judgement, by_majority

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmark_rows import clean, text
 from rmr1_jax.evaluation.benchmarks import rewardbench, rm_bench, rmb
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, grade
+from rmr1_jax.evaluation.record import Item, Record, grade
 from rmr1_jax.judging import Message, Preference, RecordError, Role, Side, answer
 
 # Scores, and raw_logs.json once more, grouped by query: nothing that is not elsewhere.

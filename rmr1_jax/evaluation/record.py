@@ -1,8 +1,9 @@
-"""A record: what is kept of one judgement, and how a line of anybody's log becomes one.
+"""An item is a pair of a benchmark; a record is what is kept of one judgement of it.
 
 Scores are computed from records alone, so whoever writes these lines can be scored.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,8 +12,44 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Cell, ItemKey
-from rmr1_jax.judging import Problem, Side, answer
+from rmr1_jax.judging import Preference, Problem, Side, answer
+
+# RM-Bench: (style of the chosen response, style of the rejected one).
+# RMB Best-of-N: (the query's id, which of its losers).
+Cell = tuple[int, int] | tuple[str, int]
+ItemKey = tuple[str, str, int, Cell | None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair to be judged.
+
+    `pair` has the chosen response as A; `evaluation.order` says where the judge sees it.
+    """
+
+    benchmark: str
+    id: str
+    index: int
+    """Position in the benchmark, from 0, in its own order."""
+    group: str
+    """Subset, domain or scenario path."""
+    cell: Cell | None
+    pair: Preference
+    draw: int
+    """Which number of a fresh stream of random numbers places the pair. RM-Bench draws for each of
+    its three files anew, RMB for each of its four parts, since each was a process of its own."""
+
+    @property
+    def key(self) -> ItemKey:
+        """What no two items of a benchmark share."""
+        return (self.group, self.id, self.index, self.cell)
+
+    @property
+    def prompt(self) -> str:
+        """A fingerprint of the conversation: items that share it are no independent evidence."""
+        messages = [(message.role, message.content) for message in self.pair.context]
+        return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
+
 
 # What a judgement without a verdict is worth: 0 in RM-R1's code, 0.5 in the original RewardBench.
 Rule = Literal["published", "rewardbench"]

@@ -12,8 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Cell, ItemKey
-from rmr1_jax.evaluation.record import Record
+from rmr1_jax.evaluation.record import Cell, ItemKey, Record
 from rmr1_jax.evaluation.statistics import number
 from rmr1_jax.evaluation.votes import outcome
 from rmr1_jax.judging.markup import pieces

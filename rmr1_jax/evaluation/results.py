@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Key, Record, Rule, read_records, record_from_json
+from rmr1_jax.evaluation.record import Item, Key, Record, Rule, read_records, record_from_json
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.io.record_log import RecordLog
 from rmr1_jax.io.run_directory import resume_or_refuse, write_settings

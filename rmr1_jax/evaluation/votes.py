@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
-from rmr1_jax.evaluation.item import Cell
-from rmr1_jax.evaluation.record import NO_VERDICT, Record, Rule, grade
+from rmr1_jax.evaluation.record import NO_VERDICT, Cell, Record, Rule, grade
 from rmr1_jax.judging import Side
 from rmr1_jax.judging.preference import other_side
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.gpu_targets import HOST, TARGETS
+from rmr1_jax.planning.chips import HOST, TARGETS
 
 # Generation -> TensorCores a chip, by which the names of some accelerator types count.
 TPUS = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1}

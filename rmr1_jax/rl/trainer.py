@@ -18,8 +18,10 @@ from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.rl.advantage import advantages, zero_signal
 from rmr1_jax.rl.batch import longest_row, pack_groups, pack_length_for, packed_work
-from rmr1_jax.rl.experience import Clock, Experience, groups_of
-from rmr1_jax.rl.grpo_metrics import (
+from rmr1_jax.rl.experience import (
+    Clock,
+    Experience,
+    groups_of,
     loss_numbers,
     over_updates,
     packing_numbers,

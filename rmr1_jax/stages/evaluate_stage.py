@@ -26,10 +26,9 @@ from rmr1_jax.evaluation.benchmark import Loaded
 from rmr1_jax.evaluation.benchmarks import BENCHMARKS
 from rmr1_jax.evaluation.import_logs import import_logs
 from rmr1_jax.evaluation.judging_progress import JudgingProgress
-from rmr1_jax.evaluation.order import parse_order, positions
 from rmr1_jax.evaluation.report import write_comparison, write_report
 from rmr1_jax.evaluation.results import Results, item_to_json
-from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
+from rmr1_jax.evaluation.runner import Task, judge_tasks, parse_order, positions, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.io.atomic_write import atomic_write
 from rmr1_jax.stages.judge_stage import judge_settings, load_judge, sampling_options

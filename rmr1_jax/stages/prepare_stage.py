@@ -25,8 +25,7 @@ from rmr1_jax.data.example import Example
 from rmr1_jax.data.mixture import write_mixture
 from rmr1_jax.data.preference_file import RejectsFile
 from rmr1_jax.data.preference_store import StoreWriter, is_complete
-from rmr1_jax.data.prepare_report import Report, make_report
-from rmr1_jax.data.row_progress import RowProgress
+from rmr1_jax.data.prepare_report import Report, RowProgress, make_report
 from rmr1_jax.data.scan import RowScanner, survey
 from rmr1_jax.data.sources import RowSource, open_source
 from rmr1_jax.data.splits import Choices, EmptyMixture, make_plan

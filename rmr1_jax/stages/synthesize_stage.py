@@ -30,7 +30,7 @@ from rmr1_jax.synthesis.make_teacher import (
 )
 from rmr1_jax.synthesis.passes import ask_directly, read_batches, write_batches
 from rmr1_jax.synthesis.reply_cache import ReplyCache
-from rmr1_jax.synthesis.synthesis_report import report_table
+from rmr1_jax.synthesis.synthesis_progress import report_table
 from rmr1_jax.synthesis.two_pass import Examples, Report, Synthesis, check_examples
 
 

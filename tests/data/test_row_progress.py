@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rmr1_jax.data.row_progress import RowProgress
+from rmr1_jax.data.prepare_report import RowProgress
 
 
 @pytest.mark.parametrize(("total", "line"), [(5000, "1,200 of 5,000"), (None, "1,200")])

@@ -6,8 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from rmr1_jax.evaluation.item import Cell, Item
-from rmr1_jax.evaluation.record import Record, grade
+from rmr1_jax.evaluation.record import Cell, Item, Record, grade
 from rmr1_jax.evaluation.results import RUN, Results
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.judging import Message, Preference, Side

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.order import Order, parse_order, positions
+from rmr1_jax.evaluation.record import Item
+from rmr1_jax.evaluation.runner import Order, parse_order, positions
 from rmr1_jax.judging import Message, Preference
 
 PAIR = Preference("x", (Message("user", "Q"),), "good", "bad", "A")

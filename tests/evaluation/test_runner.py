@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from rmr1_jax.evaluation.item import Item
+from rmr1_jax.evaluation.record import Item
 from rmr1_jax.evaluation.runner import Task, judge_tasks, spread, tasks_of
 from rmr1_jax.judging import Message, Preference
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rmr1_jax.rl.grpo_metrics import over_updates
+from rmr1_jax.rl.experience import over_updates
 from rmr1_jax.rl.loss import Sums
 from rmr1_jax.training.step import Metrics
 

@@ -192,7 +192,7 @@ class TestGoingOn:
         evaluation.run()
         evaluation.write([rewardbench_row(number) for number in range(8)])
         assert evaluation.run() == 2
-        assert "rewardbench was" in capsys.readouterr().err
+        assert "benchmarks.rewardbench" in capsys.readouterr().err
 
 
 class TestScoringAlone:

@@ -21,8 +21,7 @@ from rmr1_jax.evaluation.benchmark import (
     prompts_of,
     ratio,
 )
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Item, Record, Rule
 from rmr1_jax.judging import RecordError
 
 NAME = "preferences"

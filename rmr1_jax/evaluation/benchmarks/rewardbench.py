@@ -21,8 +21,7 @@ from rmr1_jax.evaluation.benchmark import (
     ratio,
 )
 from rmr1_jax.evaluation.benchmark_rows import pair, read_rows, text
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Item, Record, Rule
 from rmr1_jax.judging import RecordError
 
 NAME = "rewardbench"

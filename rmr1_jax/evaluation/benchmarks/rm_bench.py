@@ -22,8 +22,7 @@ from rmr1_jax.evaluation.benchmark import (
     ratio,
 )
 from rmr1_jax.evaluation.benchmark_rows import Fields, pair, read_rows, text
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Item, Record, Rule
 from rmr1_jax.judging import Preference, RecordError
 
 NAME = "rm_bench"

@@ -23,10 +23,52 @@ from rmr1_jax.evaluation.benchmark import (
     ratio,
 )
 from rmr1_jax.evaluation.benchmark_rows import Fields, Row, Source, pair, read_rows, text
-from rmr1_jax.evaluation.benchmarks.rmb_scenarios import SCENARIOS
-from rmr1_jax.evaluation.item import Item
-from rmr1_jax.evaluation.record import Record, Rule
+from rmr1_jax.evaluation.record import Item, Record, Rule
 from rmr1_jax.judging import Preference, RecordError
+
+SCENARIOS = {
+    "Helpfulness": (
+        "Brainstorming/Idea Development",
+        "Brainstorming/Problem Solving",
+        "Chat/Casual Conversation",
+        "Chat/Discussion",
+        "Chat/Supportive Conversation",
+        "Classification/Content Categorization",
+        "Classification/Quality and Compliance Assessment",
+        "Closed QA/ContextBased",
+        "Closed QA/OptionBased",
+        "Code/Data Management",
+        "Code/Development and Implementation",
+        "Code/Documentation",
+        "Code/Quality and Optimization",
+        "Generation/Creative Writing",
+        "Generation/Professional Content Generation",
+        "Open QA/Factual",
+        "Open QA/General Explanation",
+        "Open QA/Hypothetical Scenarios",
+        "Open QA/Interpretative Analysis",
+        "Open QA/Personal Opinion and Advice",
+        "Open QA/Technical and Practical Support",
+        "Reasoning/Analytical Reasoning",
+        "Reasoning/Critical Thinking",
+        "Reasoning/Human Decision Making",
+        "Reasoning/Logical Deduction",
+        "Reasoning/Pattern Recognition",
+        "Rewrite/Paraphrasing",
+        "Rewrite/PostQuality Assessment Rewriting",
+        "Rewrite/Textual ExpansionReduction",
+        "Rewrite/Tone Adjustment",
+        "Role Playing/General Character",
+        "Role Playing/Specific Character",
+        "Summarization/Specialized Summaries",
+        "Summarization/Standard Summaries",
+        "Translation/GeneralExcerpt Language Translation",
+        "Translation/Literary and Cultural Translation",
+        "Translation/Technical and Scientific Translation",
+    ),
+    "Harmlessness": (*(f"S{number}" for number in range(1, 12)), "multi"),
+}
+
 
 NAME = "rmb"
 # Published as files in the repository Zhou-Zoey/RMB-Reward-Model-Benchmark; these are copies of it,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.benchmarks.rm_bench import DOMAINS, cell_of, load, make_table
-from rmr1_jax.evaluation.order import Order, positions
 from rmr1_jax.evaluation.record import Record
+from rmr1_jax.evaluation.runner import Order, positions
 from tests.evaluation.made import Rejects, judged, values
 
 CELLS = [(row, column) for row in range(3) for column in range(3)]

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.evaluation.benchmarks.rmb import SECTIONS, load, make_table
-from rmr1_jax.evaluation.benchmarks.rmb_scenarios import SCENARIOS
+from rmr1_jax.evaluation.benchmarks.rmb import SCENARIOS, SECTIONS, load, make_table
 from rmr1_jax.evaluation.record import Record
 from tests.evaluation.made import Rejects, judged, values
 
