@@ -81,16 +81,16 @@ def make_run(job: Job) -> Grpo:
         dtype="float32",
     )
     model = load_config(job.model)
-    placement = make_sharding_plan(model, config.mesh, sequence_parallel=False)
+    sharding = make_sharding_plan(model, config.mesh, sequence_parallel=False)
 
     def weights() -> Any:
-        return first_params(job.model, model, placement, dtype="float32", seed=0)
+        return first_params(job.model, model, sharding, dtype="float32", seed=0)
 
     return Grpo(
         config,
         model,
         prompt_set(job),
-        placement,
+        sharding,
         weights(),
         {},
         weights(),

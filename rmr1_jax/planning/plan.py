@@ -111,7 +111,7 @@ class Planner:
         With `until_too_big` it ends at the first program that no chip holds.
         """
         devices = self.devices
-        placement = make_sharding_plan(
+        sharding = make_sharding_plan(
             self.model, recipe.mesh, sequence_parallel=recipe.sequence_parallel, devices=devices
         )
         chip = CHIPS[self.topology.chip]
@@ -121,7 +121,7 @@ class Planner:
         planned = programs_of(
             recipe,
             self.model,
-            placement,
+            sharding,
             lengths,
             lora=self.lora,
             dtype=recipe.dtype or "bfloat16",
@@ -130,7 +130,7 @@ class Planner:
         parts = self.topology.chips // self.topology.part
         within = len(devices) // parts if parts > 1 else None
         for each in planned:
-            self.on_program(f"{each.name}, {placement_name(recipe)}")
+            self.on_program(f"{each.name}, {division(recipe)}")
             compiled = compile_ahead(each)
             analysis = None
             if compiled.text:
@@ -150,7 +150,7 @@ class Planner:
         return min(max(steps, 1), recipe.max_steps or steps or 1)
 
 
-def placement_name(recipe: Recipe) -> str:
+def division(recipe: Recipe) -> str:
     """How a recipe is divided, as options."""
     options = [f"--mesh={recipe.mesh or 'fsdp=-1'}", f"--remat={recipe.remat}"]
     if recipe.sequence_parallel:
@@ -174,7 +174,7 @@ def variants(recipe: Recipe, model: ModelConfig, topology: Topology) -> list[Rec
                 mesh = f"{outer}fsdp=-1" + (f",tensor={tensor}" if tensor > 1 else "")
                 found.append(replace(recipe, mesh=mesh, remat=remat, sequence_parallel=split))
         tensor *= 2
-    return [each for each in found if placement_name(each) != placement_name(recipe)]
+    return [each for each in found if division(each) != division(recipe)]
 
 
 def smaller(recipe: Recipe) -> list[Recipe]:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from rmr1_jax.planning.chips import GPU_SHARE, GPU_SHARE_BY_ITSELF
-from rmr1_jax.planning.plan import Line, Plan, placement_name
+from rmr1_jax.planning.plan import Line, Plan, division
 from rmr1_jax.planning.time_bounds import METHOD
 
 GIB = 2**30
@@ -149,7 +149,7 @@ def ranking(plans: list[Plan]) -> Table:
     for plan in plans:
         update = next(line for line in plan.lines if line.name == "update")
         shown.add_row(
-            placement_name(plan.recipe),
+            division(plan.recipe),
             interval(plan.step_seconds, "{:,.1f}"),
             f"{peak(plan) / GIB:.2f}",
             interval(_utilisation(plan, update), "{:.0%}"),
@@ -168,7 +168,7 @@ def to_json(plan: Plan, price: float = 0.0) -> dict[str, Any]:
         "topology": plan.topology.name,
         "chips": plan.topology.chips,
         "devices": plan.topology.chips * plan.devices_a_chip,
-        "options": placement_name(plan.recipe),
+        "options": division(plan.recipe),
         "hbm": plan.chip.hbm,
         "fits": plan.fits,
         "programs": {line.name: _program(plan, line) for line in plan.lines},

@@ -95,23 +95,23 @@ class Decode:
 def programs_of(
     config: SftConfig | GrpoConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lengths: Lengths,
     *,
     lora: Lora | None,
     dtype: str,
 ) -> tuple[Planned, ...]:
     """The programs of a recipe, in the order in which a step runs them."""
-    params, base = weights_of(config, model, placement, lora, dtype)
+    params, base = weights_of(config, model, sharding, lora, dtype)
     of_stage: Any = _sft if isinstance(config, SftConfig) else _grpo
-    step: tuple[Planned, ...] = of_stage(config, model, placement, lengths, params, base, dtype)
-    return (_import(base or params, placement), *step)
+    step: tuple[Planned, ...] = of_stage(config, model, sharding, lengths, params, base, dtype)
+    return (_import(base or params, sharding), *step)
 
 
 def weights_of(
     config: SftConfig | GrpoConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lora: Lora | None,
     dtype: str,
 ) -> tuple[Params, Params]:
@@ -120,14 +120,14 @@ def weights_of(
     kept = config.optimizer.param_dtype
     whole = _placed(
         parameter_shapes(model, jnp.dtype(dtype if lora else kept)),
-        placement.of(logical_axes(model)),
+        sharding.of(logical_axes(model)),
     )
     if lora is None:
         return whole, {}
     adapters = jax.eval_shape(partial(random_adapters, model, lora, 0, jnp.dtype(kept)))
     adapters, scales = split_trainable(adapters)
-    placed, _ = split_trainable(placement.of(lora_axes(model, lora)))
-    frozen = combine(whole, jax.tree.map(lambda s: _struct(s, placement.replicated), scales))
+    placed, _ = split_trainable(sharding.of(lora_axes(model, lora)))
+    frozen = combine(whole, jax.tree.map(lambda s: _struct(s, sharding.replicated), scales))
     return _placed(adapters, placed), frozen
 
 
@@ -143,21 +143,21 @@ def _elements_on_chip(leaf: Any) -> int:
 def _sft(
     config: SftConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lengths: Lengths,
     params: Params,
     base: Params,
     dtype: str,
 ) -> tuple[Planned, ...]:
     T = config.data.pack_length or config.data.max_length
-    R = placement.row_groups * config.micro_batch_size
+    R = sharding.row_groups * config.micro_batch_size
     sequence = min(lengths.prompt + lengths.response, T)
     rows = -(-config.batch_size // max(T // sequence, 1))
     S = -(-rows // R)
     learner = make_learner(
-        model, sft_objective(config, placement), _optimizer(config), params, placement, dtype
+        model, sft_objective(config, sharding), _optimizer(config), params, sharding, dtype
     )
-    batch = _batch(Batch, (S, R, T), placement)
+    batch = _batch(Batch, (S, R, T), sharding)
     per_step = np.full(config.batch_size, sequence)
     learnt = config.batch_size * min(lengths.response, sequence)
     chunks = loss_chunks(model, T, config.micro_batch_size, learnt / (S * R * T))
@@ -178,22 +178,22 @@ def _sft(
 def _grpo(
     config: GrpoConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lengths: Lengths,
     params: Params,
     base: Params,
     dtype: str,
 ) -> tuple[Planned, ...]:
     T = -(-longest_row(config) // 128) * 128
-    R, G = placement.row_groups * config.micro_batch_size, config.rollout.samples
+    R, G = sharding.row_groups * config.micro_batch_size, config.rollout.samples
     group = lengths.prompt + G * lengths.response
     tokens = config.mini_batch * group
     S = -(-math.ceil(tokens / T) // R)
     learner = make_learner(
-        model, grpo_objective(config, placement), _optimizer(config), params, placement, dtype
+        model, grpo_objective(config, sharding), _optimizer(config), params, sharding, dtype
     )
-    logprobs = logprob_pass(config, model, placement, dtype)
-    batch = _batch(GroupBatch, (S, R, T), placement)
+    logprobs = logprob_pass(config, model, sharding, dtype)
+    batch = _batch(GroupBatch, (S, R, T), sharding)
     prompts = np.full(config.mini_batch, lengths.prompt)
     responses = np.full((config.mini_batch, G), lengths.response)
     once = group_flops(model, prompts, responses)
@@ -202,7 +202,7 @@ def _grpo(
     if config.objective.kl and not base:  # under adapters lies the reference
         reference = _placed(
             parameter_shapes(model, jnp.dtype(config.reference.dtype or dtype)),
-            placement.of(logical_axes(model)),
+            sharding.of(logical_axes(model)),
         )
     beside = bytes_on_chip(reference)
     whole = combine(params, base)
@@ -223,11 +223,11 @@ def _grpo(
         _start(learner, params),
         Planned(
             "reshard",
-            lambda: make_reshard(model, placement, dtype).lower(whole),
+            lambda: make_reshard(model, sharding, dtype).lower(whole),
             runs=1,
             resident=state - bytes_on_chip(params) + beside,
         ),
-        *_rollout(config, model, placement, lengths, state + beside, whole, dtype),
+        *_rollout(config, model, sharding, lengths, state + beside, whole, dtype),
     ]
     if config.updates > 1:
         planned.append(
@@ -264,7 +264,7 @@ def _grpo(
 def _rollout(
     config: GrpoConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lengths: Lengths,
     resident: int,
     whole: Params,
@@ -272,9 +272,9 @@ def _rollout(
 ) -> list[Planned]:
     """Prefill and decoding, and the growth of the ring to its last size, with all slots taken."""
     G, longest = config.rollout.samples, config.rollout.max_response
-    weights = jax.eval_shape(make_reshard(model, placement, dtype), whole)
-    weights = _placed(weights, decoding_shardings(model, placement))
-    programs = Programs(model, weights, G, decoding_mesh(placement))
+    weights = jax.eval_shape(make_reshard(model, sharding, dtype), whole)
+    weights = _placed(weights, decoding_shardings(model, sharding))
+    programs = Programs(model, weights, G, decoding_mesh(sharding))
     slots = -(-(config.rollout.max_num_seqs or ACCELERATOR_SLOTS) // programs.groups)
     prompts = -(-config.batch_size // programs.groups)
     sizes: dict[str, Any] = {
@@ -293,7 +293,7 @@ def _rollout(
     per_token = 2 * heads * jnp.dtype(dtype).itemsize
     asked = -(-slots // G)
     live = slots * lengths.response / 2 + asked * lengths.prompt
-    split = placement.mesh.shape["tensor"]
+    split = sharding.mesh.shape["tensor"]
     ideal = bytes_on_chip({**weights, "embed": {}}) + live * per_token / split
     if model.tie_embeddings:
         ideal += bytes_on_chip(weights["embed"])
@@ -347,7 +347,7 @@ def _live_share(
     return {_elements_on_chip(cache[0].value): min(read / (of_rows * columns), 1.0)}
 
 
-def _import(weights: Params, placement: ShardingPlan) -> Planned:
+def _import(weights: Params, sharding: ShardingPlan) -> Planned:
     """Reading a checkpoint onto the devices (`models.tensors`), when they hold the most: all
     weights, and some layers of the largest once more."""
     largest = max(jax.tree.leaves(weights["layers"]), key=bytes_on_chip)
@@ -355,7 +355,7 @@ def _import(weights: Params, placement: ShardingPlan) -> Planned:
     some = min(layers, layers_at_once(shape, largest.dtype))
     # Each device reads its own part, as if it were alone.
     leaf, group = (
-        jax.ShapeDtypeStruct((n, *shape), largest.dtype, sharding=placement.replicated)
+        jax.ShapeDtypeStruct((n, *shape), largest.dtype, sharding=sharding.replicated)
         for n in (layers, some)
     )
     return Planned(
@@ -375,13 +375,13 @@ def _optimizer(config: SftConfig | GrpoConfig) -> Any:
     return make_optimizer(config.optimizer, 1000)
 
 
-def _batch(kind: type, shape: Sequence[int], placement: ShardingPlan) -> Any:
+def _batch(kind: type, shape: Sequence[int], sharding: ShardingPlan) -> Any:
     """A batch whose every position may teach: the most that its programs ever compute."""
     reals = ("loss_weights", "advantages", "sampler_logprobs", "old_logprobs", "reference_logprobs")
 
     def leaf(name: str) -> jax.ShapeDtypeStruct:
         dtype = jnp.float32 if name in reals else jnp.bool_ if name == "verdicts" else jnp.int32
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=placement.batch)
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding.batch)
 
     return kind(*map(leaf, kind._fields))  # type: ignore[attr-defined]
 

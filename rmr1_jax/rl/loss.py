@@ -226,13 +226,13 @@ def _forward(
     return logprobs, -jax.lax.stop_gradient(logprobs)
 
 
-def grpo_objective(config: GrpoConfig, placement: ShardingPlan) -> Objective:
+def grpo_objective(config: GrpoConfig, sharding: ShardingPlan) -> Objective:
     """The clipped policy gradient."""
-    return partial(grpo, settings=settings_of(config), **placement.objective_options(config.remat))
+    return partial(grpo, settings=settings_of(config), **sharding.objective_options(config.remat))
 
 
 def logprob_pass(
-    config: GrpoConfig, model: ModelConfig, placement: ShardingPlan, dtype: DTypeLike
+    config: GrpoConfig, model: ModelConfig, sharding: ShardingPlan, dtype: DTypeLike
 ) -> Any:
     """The compiled (params, batch, base) -> log p of each target; of old policy and reference."""
     return jax.jit(
@@ -240,10 +240,10 @@ def logprob_pass(
             batch_logprobs,
             config=model,
             dtype=dtype,
-            token_logprobs=partial(token_logprobs, **placement.objective_options(config.remat)),
+            token_logprobs=partial(token_logprobs, **sharding.objective_options(config.remat)),
         ),
-        out_shardings=placement.batch,
-        compiler_options=placement.compiler_options,
+        out_shardings=sharding.batch,
+        compiler_options=sharding.compiler_options,
     )
 
 

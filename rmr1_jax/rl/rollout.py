@@ -25,7 +25,7 @@ class Rollout:
 
     Args:
       model: the architecture.
-      placement: of the run.
+      sharding: of the run.
       dtype: to decode in.
       group_size: samples a prompt.
       slots: samples written at the same time, over all devices.
@@ -42,7 +42,7 @@ class Rollout:
     def __init__(
         self,
         model: ModelConfig,
-        placement: ShardingPlan,
+        sharding: ShardingPlan,
         *,
         dtype: DTypeLike,
         group_size: int,
@@ -58,13 +58,13 @@ class Rollout:
         self.stop_ids, self.prefix = tuple(sorted(set(stop_ids))), worth_sharing(prefix)
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.reshard_seconds = 0.0
-        self._reshard = make_reshard(model, placement, dtype)
+        self._reshard = make_reshard(model, sharding, dtype)
         self.engine = Scheduler(
             model,
             {},
             slots=slots,
             group_size=group_size,
-            mesh=decoding_mesh(placement),
+            mesh=decoding_mesh(sharding),
         )
 
     @property

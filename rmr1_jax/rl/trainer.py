@@ -68,7 +68,7 @@ class Grpo:
       config: checked.
       model: the architecture.
       prompts: what is judged.
-      placement: where everything lies.
+      sharding: where everything lies.
       params: what is trained, placed: all weights to start from, or new adapters.
       base: the weights that are not trained, where there are adapters.
       reference: the weights of the model to stay close to; None where the KL has no weight.
@@ -82,7 +82,7 @@ class Grpo:
         config: GrpoConfig,
         model: ModelConfig,
         prompts: PromptSet,
-        placement: ShardingPlan,
+        sharding: ShardingPlan,
         params: Params,
         base: Params,
         reference: Params | None,
@@ -93,7 +93,7 @@ class Grpo:
         reward: RewardFunction,
         verdicts: VerdictCheck | None = None,
     ) -> None:
-        self.config, self.model, self.placement = config, model, placement
+        self.config, self.model, self.sharding = config, model, sharding
         self._tokenizer, self._reward, self._verdicts = tokenizer, reward, verdicts
         self._base, self._reference = base, reference
         self._stream = PromptStream(prompts, config.seed)
@@ -101,7 +101,7 @@ class Grpo:
         on_cpu = jax.default_backend() == "cpu"
         self._rollout = Rollout(
             model,
-            placement,
+            sharding,
             dtype=dtype,
             group_size=config.rollout.samples,
             slots=config.rollout.max_num_seqs or (CPU_SLOTS if on_cpu else ACCELERATOR_SLOTS),
@@ -114,9 +114,9 @@ class Grpo:
         )
         optimizer = make_optimizer(config.optimizer, self.steps * config.updates)
         self._schedule = learning_rate(config.optimizer, self.steps * config.updates)
-        self._logprobs = logprob_pass(config, model, placement, dtype)
-        objective = grpo_objective(config, placement)
-        learner = make_learner(model, objective, optimizer, params, placement, dtype)
+        self._logprobs = logprob_pass(config, model, sharding, dtype)
+        objective = grpo_objective(config, sharding)
+        learner = make_learner(model, objective, optimizer, params, sharding, dtype)
         self.state, self._like, self._update = learner.start(params), learner.like, learner.update
         # Only ever greater, so that few programs are compiled. The length of rows decides in which
         # order numbers are added, so it is a part of what is saved.
@@ -291,7 +291,7 @@ class Grpo:
             groups_of(experience.only(part), advantage[part], config)
             for part in np.arange(len(experience)).reshape(-1, config.mini_batch)
         ]
-        rows = self.placement.row_groups * config.micro_batch_size
+        rows = self.sharding.row_groups * config.micro_batch_size
         self._pack_length = pack_length_for(
             mini_batches,
             rows=rows,
@@ -304,7 +304,7 @@ class Grpo:
         ]
         self._micro_batches = max(len(batch.tokens) for batch in packed)
         self._numbers |= packing_numbers(map(packed_work, mini_batches, packed))
-        return [self.placement.put_whole(batch) for batch in packed]
+        return [self.sharding.put_whole(batch) for batch in packed]
 
     def _with_logprobs(self, which: str, batch: GroupBatch, params: Params) -> GroupBatch:
         """The batch with what the old policy and the reference make of it."""

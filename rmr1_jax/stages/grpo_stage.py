@@ -58,7 +58,7 @@ def run(config: GrpoConfig) -> int:
             "every trace would run to its limit; add eos_token_id to its generation_config.json"
         )
     prompt, why = choose_prompt(config.data.prompt or None, prompt_of(config.model), tokenizer)
-    placement = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
+    sharding = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
     goes_on = open_workdir(
         workdir, config, may_change=MAY_CHANGE, made_again=(SIDECAR_FILES, REJECTS, "validation")
     )
@@ -69,17 +69,17 @@ def run(config: GrpoConfig) -> int:
     lora = lora_of(config)
     write_model_sidecar_files(config, model, prompt, lora)
     dtype = dtype_of(config)
-    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, placement, "validation")
+    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, sharding, "validation")
     describe(config, model, prompts, steps, prompt, why, dtype)
-    params, rest = starting_point(config, model, placement, lora, dtype)
+    params, rest = starting_point(config, model, sharding, lora, dtype)
     grpo = Grpo(
         config,
         model,
         prompts,
-        placement,
+        sharding,
         params,
         rest,
-        reference_weights(config, model, placement, lora, rest, dtype),
+        reference_weights(config, model, sharding, lora, rest, dtype),
         dtype=dtype,
         tokenizer=tokenizer,
         stop_ids=stop_ids,
@@ -136,7 +136,7 @@ def check_reference(config: GrpoConfig, model: ModelConfig) -> None:
 def reference_weights(
     config: GrpoConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lora: Lora | None,
     rest: Params,
     dtype: str,
@@ -150,7 +150,7 @@ def reference_weights(
         return first_params(
             config.reference.model or config.model,
             model,
-            placement,
+            sharding,
             dtype=config.reference.dtype or dtype,
             seed=config.seed,
             on_read=read.advance,

@@ -18,7 +18,7 @@ from rmr1_jax.planning.plan import (
     Plan,
     Planner,
     Recipe,
-    placement_name,
+    division,
     propose,
     search,
     smaller,
@@ -43,7 +43,7 @@ def run(config: PlanConfig) -> int:
     console.width = max(console.width, COLUMNS)
     console.print(
         f"{config.name} on {topology.name} ({topology.chips} chips): "
-        f"{count_parameters(model) / 1e9:.2f} billion parameters, {placement_name(recipe)}; "
+        f"{count_parameters(model) / 1e9:.2f} billion parameters, {division(recipe)}; "
         f"prompts of {prompt:,} and traces of {response:,} tokens in the mean are assumed",
         highlight=False,
         soft_wrap=True,
@@ -77,7 +77,7 @@ def run(config: PlanConfig) -> int:
         console.print(ranking(others) if others else "nothing", highlight=False)
     if not plan.fits:
         advice = (
-            f"this fits: {placement_name(proposed.recipe)}"
+            f"this fits: {division(proposed.recipe)}"
             if proposed
             else "nothing that was tried fits; take more chips, or adapters (--lora.rank)"
         )

@@ -44,7 +44,7 @@ def run(config: SftConfig) -> int:
     config.check()
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else toy_model()
-    placement = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
+    sharding = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
     goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
     traces = run_on_primary(
         lambda: open_traces(config.data.train, workdir / "traces"), about=workdir
@@ -62,16 +62,16 @@ def run(config: SftConfig) -> int:
             about=workdir,
         )
         other = tokenise(config, held_out, tokenizer, prompt, "validation traces")
-    material = make_material(config, cache, other, placement)
+    material = make_material(config, cache, other, sharding)
     dtype = dtype_of(config)
-    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, placement, "samples")
+    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, sharding, "samples")
     describe(config, model, material, traces, prompt, dtype)
-    params, rest = starting_point(config, model, placement, lora, dtype)
+    params, rest = starting_point(config, model, sharding, lora, dtype)
     sft = Sft(
         config,
         model,
         material,
-        placement,
+        sharding,
         params,
         rest,
         dtype=dtype,

@@ -29,12 +29,12 @@ def make_learner(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     params: Params,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     dtype: DTypeLike,
 ) -> Learner:
     """Moments and gradients lie with `params`: arrays, or shapes with shardings."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-    where = state_shardings(params, placed, optimizer, placement.replicated)
+    where = state_shardings(params, placed, optimizer, sharding.replicated)
     start = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)
     update = jax.jit(
         partial(
@@ -46,7 +46,7 @@ def make_learner(
             place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
         ),
         donate_argnums=0,
-        out_shardings=(where, placement.replicated),
-        compiler_options=placement.compiler_options,
+        out_shardings=(where, sharding.replicated),
+        compiler_options=sharding.compiler_options,
     )
     return Learner(start, shapes_of(jax.eval_shape(start, params), where), update)

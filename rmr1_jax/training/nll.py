@@ -88,6 +88,6 @@ def nll(
     return loss, sums
 
 
-def sft_objective(config: SftConfig, placement: ShardingPlan) -> Objective:
+def sft_objective(config: SftConfig, sharding: ShardingPlan) -> Objective:
     """The negative log-likelihood."""
-    return partial(nll, **placement.objective_options(config.remat))
+    return partial(nll, **sharding.objective_options(config.remat))

@@ -16,20 +16,20 @@ from rmr1_jax.sampling.decode_loop import unstack_layers
 from rmr1_jax.training.sharding_plan import ShardingPlan
 
 
-def make_reshard(config: ModelConfig, placement: ShardingPlan, dtype: DTypeLike) -> Any:
+def make_reshard(config: ModelConfig, sharding: ShardingPlan, dtype: DTypeLike) -> Any:
     """One compiled program, params -> params: a run's weights, as the engine wants them.
 
     Adapters are merged in, weights cast to `dtype`, split over `tensor` alone, layers taken apart.
     """
     return jax.jit(
         partial(_decoding_weights, config, dtype),
-        out_shardings=decoding_shardings(config, placement),
+        out_shardings=decoding_shardings(config, sharding),
     )
 
 
-def decoding_mesh(placement: ShardingPlan) -> Mesh | None:
+def decoding_mesh(sharding: ShardingPlan) -> Mesh | None:
     """The mesh for an engine; None where there is but one device."""
-    return None if placement.mesh.size == 1 else placement.mesh
+    return None if sharding.mesh.size == 1 else sharding.mesh
 
 
 def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> Params:
@@ -37,15 +37,15 @@ def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> 
     return unstack_layers(config, merge(params), jnp.dtype(dtype))
 
 
-def decoding_shardings(config: ModelConfig, placement: ShardingPlan) -> Any:
+def decoding_shardings(config: ModelConfig, sharding: ShardingPlan) -> Any:
     """Where the engine's weights lie: a tree like them, or one sharding for all."""
-    if decoding_mesh(placement) is None:
+    if decoding_mesh(sharding) is None:
         # Committed to a device, not to a mesh of one: as is what an engine without a mesh returns.
-        return SingleDeviceSharding(placement.mesh.devices.flat[0])
+        return SingleDeviceSharding(sharding.mesh.devices.flat[0])
     axes = logical_axes(config)
     layer = jax.tree.map(
         lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple)
     )
-    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, placement.mesh.shape)
-    placed = shardings({**axes, "layers": layer}, placement.mesh, rules)
+    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, sharding.mesh.shape)
+    placed = shardings({**axes, "layers": layer}, sharding.mesh, rules)
     return {**placed, "layers": (placed["layers"],) * config.num_layers}

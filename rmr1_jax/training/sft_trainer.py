@@ -65,7 +65,7 @@ def make_material(
     config: SftConfig,
     cache: TokenCache,
     validation_cache: TokenCache | None,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
 ) -> Material:
     """Plan all rows of a run, and of its validation.
 
@@ -77,7 +77,7 @@ def make_material(
         held_out = _held_out(config, len(cache))
     learnt = np.setdiff1d(np.arange(len(cache)), held_out)
     shape = run_on_primary(
-        lambda: _shape(config, cache.lengths[learnt], placement), about=config.workdir
+        lambda: _shape(config, cache.lengths[learnt], sharding), about=config.workdir
     )
     steps = plan(
         cache.lengths[learnt],
@@ -110,16 +110,16 @@ def _held_out(config: SftConfig, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(config.seed).permutation(count)[:number])
 
 
-def _shape(config: SftConfig, lengths: np.ndarray, placement: ShardingPlan) -> Rows:
+def _shape(config: SftConfig, lengths: np.ndarray, sharding: ShardingPlan) -> Rows:
     file = Path(config.workdir) / ROWS
-    rows = placement.row_groups * config.micro_batch_size
+    rows = sharding.row_groups * config.micro_batch_size
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         per_step = int(kept["rows_per_step"])
         if per_step % rows:
             raise UserError(
                 f"a step of the run in {config.workdir} has {per_step} rows, which {rows} "
-                f"({placement.row_groups} parts of the mesh x "
+                f"({sharding.row_groups} parts of the mesh x "
                 f"--micro_batch_size={config.micro_batch_size}) do not divide; choose a mesh and "
                 "--micro_batch_size that do"
             )
@@ -127,7 +127,7 @@ def _shape(config: SftConfig, lengths: np.ndarray, placement: ShardingPlan) -> R
     shape = choose_rows(
         lengths,
         config.batch_size,
-        placement.row_groups,
+        sharding.row_groups,
         config.micro_batch_size,
         config.data.max_length,
         config.data.pack_length,
@@ -148,7 +148,7 @@ class Sft:
       config: checked.
       model: the architecture.
       material: from `make_material`.
-      placement: where everything lies.
+      sharding: where everything lies.
       params: what is trained, placed: all weights to start from, or new adapters.
       base: the weights that are not trained, where there are adapters.
       total_steps: of the whole run; the schedule ends there.
@@ -161,7 +161,7 @@ class Sft:
         config: SftConfig,
         model: ModelConfig,
         material: Material,
-        placement: ShardingPlan,
+        sharding: ShardingPlan,
         params: Params,
         base: Params,
         *,
@@ -170,17 +170,17 @@ class Sft:
         verdicts: VerdictCheck | None = None,
     ) -> None:
         self.config, self.model, self.material = config, model, material
-        self.placement, self.verdicts, self._name_example = placement, verdicts, name_example
+        self.sharding, self.verdicts, self._name_example = sharding, verdicts, name_example
         self.steps = min(material.train.steps, config.max_steps or material.train.steps)
         optimizer = make_optimizer(config.optimizer, self.steps)
         self._schedule = learning_rate(config.optimizer, self.steps)
-        objective = sft_objective(config, placement)
+        objective = sft_objective(config, sharding)
         self._base = base
-        learner = make_learner(model, objective, optimizer, params, placement, dtype)
+        learner = make_learner(model, objective, optimizer, params, sharding, dtype)
         self.state, self._like, self._step = learner.start(params), learner.like, learner.update
         self._evaluate = jax.jit(
             partial(evaluation_step, config=model, objective=objective, dtype=dtype),
-            out_shardings=placement.replicated,
+            out_shardings=sharding.replicated,
         )
         self._batches = self._make_batches(material.train, material.cache)
         self._validation = (
@@ -193,7 +193,7 @@ class Sft:
         self._loss_lengths = material.cache.loss_lengths
 
     def _make_batches(self, planned: Plan, cache: TokenCache) -> Batches:
-        part, parts = self.placement.rows_here
+        part, parts = self.sharding.rows_here
         return batches(
             cache,
             planned,
@@ -218,7 +218,7 @@ class Sft:
         self._job = Job(
             steps=self.steps,
             step=lambda state, batch: self._step(state, batch, self._base),
-            fetch=lambda: self.placement.put_batch(next(self._batches)),
+            fetch=lambda: self.sharding.put_batch(next(self._batches)),
             report=self._report,
             name_batch=self._name_batch,
             validate=self.validate if self._validation or self.verdicts else None,
@@ -257,7 +257,7 @@ class Sft:
         assert self._job is not None and self._validation is not None
         for i in range(len(self._validation)):
             self._job.give_up_if_asked()
-            yield self.placement.put_batch(self._validation[i])
+            yield self.sharding.put_batch(self._validation[i])
 
     def _report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
         sequences = self.material.train.sequences_of(step - 1)

@@ -122,7 +122,7 @@ def make_sharding_plan(
     sequence_parallel: bool,
     devices: Sequence[jax.Device] | None = None,
 ) -> ShardingPlan:
-    """The placement that a line such as "fsdp=-1,tensor=2" asks for, over `devices` (default: all
+    """The plan that a line such as "fsdp=-1,tensor=2" asks for, over `devices` (default: all
     there are). Raises UserError."""
     sizes = axis_sizes(logical_axes(config), parameter_shapes(config))
     devices = jax.devices() if devices is None else devices
@@ -138,14 +138,14 @@ def make_sharding_plan(
 def first_params(
     model: str | Path | None,
     config: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     *,
     dtype: str,
     seed: int,
     on_read: Callable[[int], None] = lambda size: None,
 ) -> Params:
     """The weights of a checkpoint, or random ones, in `dtype`, each device holding its part."""
-    placed = placement.of(logical_axes(config))
+    placed = sharding.of(logical_axes(config))
     if model:
         return load_model(model, dtype=dtype, shardings=placed, on_read=on_read)[1]
     make = jax.jit(
@@ -157,18 +157,18 @@ def first_params(
 def with_adapters(
     config: ModelConfig,
     params: Params,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lora: Lora,
     *,
     dtype: str,
     seed: int,
 ) -> tuple[Params, Params]:
     """New adapters to train, and the rest: the model's weights with the adapters' scales."""
-    placed = placement.of(lora_axes(config, lora))
+    placed = sharding.of(lora_axes(config, lora))
     adapters_placed, _ = split_trainable(placed)
     make = partial(random_adapters, config, lora, seed, np.dtype(dtype))
     adapters, scales = split_trainable(jax.jit(make)())
-    scales = jax.device_put(scales, placement.replicated)
+    scales = jax.device_put(scales, sharding.replicated)
     return jax.device_put(adapters, adapters_placed), combine(params, scales)
 
 

@@ -90,7 +90,7 @@ def lora_of(config: TrainingConfig) -> Lora | None:
 def starting_point(
     config: TrainingConfig,
     model: ModelConfig,
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     lora: Lora | None,
     dtype: str,
 ) -> tuple[Params, Params]:
@@ -99,7 +99,7 @@ def starting_point(
         params = first_params(
             config.model or None,
             model,
-            placement,
+            sharding,
             # Weights that are not trained need no more than what they are computed in.
             dtype=dtype if lora else config.optimizer.param_dtype,
             seed=config.seed,
@@ -110,7 +110,7 @@ def starting_point(
     return with_adapters(
         model,
         params,
-        placement,
+        sharding,
         lora,
         dtype=config.optimizer.param_dtype,
         seed=config.seed,
@@ -128,7 +128,7 @@ def verdict_check(
     tokenizer: Any,
     prompt: JudgePrompt,
     stop_ids: Sequence[int],
-    placement: ShardingPlan,
+    sharding: ShardingPlan,
     traces: str,
 ) -> VerdictCheck | None:
     """What judges the validation pairs, if there are any; its traces go to that folder of the run.
@@ -144,7 +144,7 @@ def verdict_check(
         prompt,
         stop_ids,
         pairs,
-        placement,
+        sharding,
         dtype_of(config),
         config.validation.max_new_tokens,
         Path(config.workdir) / traces,

@@ -58,7 +58,7 @@ class VerdictCheck:
     Args:
       config, tokenizer, prompt, stop_ids: of the judge.
       pairs: labelled.
-      placement: of the run; the weights are resharded for decoding in one compiled program.
+      sharding: of the run; the weights are resharded for decoding in one compiled program.
     """
 
     config: ModelConfig
@@ -66,14 +66,14 @@ class VerdictCheck:
     prompt: JudgePrompt
     stop_ids: Sequence[int]
     pairs: Sequence[Preference]
-    placement: ShardingPlan
+    sharding: ShardingPlan
     dtype: DTypeLike
     max_new_tokens: int
     samples_dir: Path | None = None
 
     def __post_init__(self) -> None:
         self._judge: Judge | None = None
-        self._reshard = make_reshard(self.config, self.placement, self.dtype)
+        self._reshard = make_reshard(self.config, self.sharding, self.dtype)
 
     def __call__(self, step: int, params: Params, after_chunk: Callable[[], None]) -> Numbers:
         """The share of right verdicts over all, in each order, and of pairs judged consistently.
@@ -88,7 +88,7 @@ class VerdictCheck:
                 self.tokenizer,
                 self.prompt,
                 stop_ids=self.stop_ids,
-                mesh=decoding_mesh(self.placement),
+                mesh=decoding_mesh(self.sharding),
                 slots=64,
             )
         else:

@@ -24,10 +24,8 @@ def test_a_decode_step_reads_weights_and_live_columns_once() -> None:
         pytest.skip(str(error))
     model = replace(known_config("Qwen/Qwen2.5-7B-Instruct"), num_layers=2)
     recipe = GrpoConfig(mesh="fsdp=2,tensor=4", rollout=RolloutConfig(max_num_seqs=128))
-    placement = make_sharding_plan(model, recipe.mesh, sequence_parallel=False, devices=devices)
-    programs = programs_of(
-        recipe, model, placement, Lengths(1300, 700), lora=None, dtype="bfloat16"
-    )
+    sharding = make_sharding_plan(model, recipe.mesh, sequence_parallel=False, devices=devices)
+    programs = programs_of(recipe, model, sharding, Lengths(1300, 700), lora=None, dtype="bfloat16")
     (rollout,) = (program for program in programs if program.name == "rollout")
     found = analyse(compile_ahead(rollout), CHIPS["v6e"], len(devices))
     assert found.decode is not None and rollout.decode is not None

@@ -8,7 +8,7 @@ import pytest
 from rmr1_jax.config import PlanConfig, SftConfig
 from rmr1_jax.models.presets import known_config
 from rmr1_jax.planning.chips import CHIPS
-from rmr1_jax.planning.plan import Plan, Planner, placement_name, search, variants
+from rmr1_jax.planning.plan import Plan, Planner, division, search, variants
 from rmr1_jax.planning.topology import parse_topology
 
 
@@ -29,6 +29,6 @@ def test_a_search_goes_on_after_a_variant_that_the_compiler_refuses(
     refused = [each for each in others if each.remat == "dots"]
     *_, found = search(planner, first)
     assert refused and others[-1] not in refused, "something is refused before others are tried"
-    assert {placement_name(plan.recipe) for plan in found} == {
-        placement_name(recipe) for recipe in [first.recipe, *others] if recipe not in refused
+    assert {division(plan.recipe) for plan in found} == {
+        division(recipe) for recipe in [first.recipe, *others] if recipe not in refused
     }

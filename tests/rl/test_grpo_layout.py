@@ -34,10 +34,10 @@ def objective_and_gradients(
     where: dict[str, Any] = {}
     put: Callable[[GroupBatch], GroupBatch] = lambda batch: batch  # noqa: E731
     if mesh:
-        placement = make_sharding_plan(config, mesh, sequence_parallel=False)
-        params = jax.device_put(params, placement.of(logical_axes(config)))
-        where = {"constrain": placement.constrain, "batch_shards": placement.row_groups}
-        put = placement.put_batch
+        sharding = make_sharding_plan(config, mesh, sequence_parallel=False)
+        params = jax.device_put(params, sharding.of(logical_axes(config)))
+        where = {"constrain": sharding.constrain, "batch_shards": sharding.row_groups}
+        put = sharding.put_batch
     optimizer = keeping_gradients()
     step = jax.jit(
         partial(

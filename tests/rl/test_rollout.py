@@ -48,13 +48,13 @@ def placement_on(shape: tuple[int, ...]) -> ShardingPlan:
     return ShardingPlan(mesh, rules, {**rules, "sequence": ()})
 
 
-def placed_params(placement: ShardingPlan, seed: int = 1) -> Params:
+def placed_params(sharding: ShardingPlan, seed: int = 1) -> Params:
     """The weights of a trainer. Every process makes the same."""
     make = partial(random_params, CONFIG, seed)
-    return jax.jit(make, out_shardings=placement.of(logical_axes(CONFIG)))()
+    return jax.jit(make, out_shardings=sharding.of(logical_axes(CONFIG)))()
 
 
-def make_rollout(placement: ShardingPlan, model: ModelConfig = CONFIG, **options: Any) -> Rollout:
+def make_rollout(sharding: ShardingPlan, model: ModelConfig = CONFIG, **options: Any) -> Rollout:
     defaults: dict[str, Any] = {
         "dtype": jnp.float32,
         "group_size": GROUP,
@@ -62,7 +62,7 @@ def make_rollout(placement: ShardingPlan, model: ModelConfig = CONFIG, **options
         "max_new_tokens": LONGEST,
         "stop_ids": STOP_IDS,
     }
-    return Rollout(model, placement, **defaults | options)
+    return Rollout(model, sharding, **defaults | options)
 
 
 @cache
@@ -102,7 +102,7 @@ def compilations() -> Iterator[list[float]]:
 
 
 def trainer_logprobs(
-    placement: ShardingPlan, params: Params, sequences: list[tuple[np.ndarray, np.ndarray]]
+    sharding: ShardingPlan, params: Params, sequences: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[np.ndarray]:
     """Of the responses of (prompt, response) pairs, two in a row, by the trainer's forward."""
     shape = (len(sequences) // 2, ROW)
@@ -126,7 +126,7 @@ def trainer_logprobs(
     def compute(params: Params, *arrays: jax.Array) -> jax.Array:
         tokens, positions, segments, at, targets, valid = arrays
         model = with_params(CONFIG, params, dtype=jnp.float32)
-        hidden = model(tokens, positions, segments, constrain=placement.constrain)
+        hidden = model(tokens, positions, segments, constrain=sharding.constrain)
         learnt = jnp.take_along_axis(hidden, at[..., None], axis=1)
         head, layout = model.head()
         return target_logprobs(
@@ -135,8 +135,8 @@ def trainer_logprobs(
             targets,
             valid,
             layout=layout,
-            batch_shards=placement.row_groups,
-            constrain=placement.constrain,
+            batch_shards=sharding.row_groups,
+            constrain=sharding.constrain,
         )[0]
 
     found = np.asarray(compute(params, tokens, positions, segments, at, targets, valid))
@@ -145,8 +145,8 @@ def trainer_logprobs(
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_sampler_and_trainer_agree_on_every_log_probability(shape: tuple[int, ...]) -> None:
-    placement = placement_on(shape)
-    params = placed_params(placement)
+    sharding = placement_on(shape)
+    params = placed_params(sharding)
     prompts = random_prompts()
     groups = rollout_on(shape).sample(prompts, indices=range(4), seed=7)
     pairs = [
@@ -154,7 +154,7 @@ def test_sampler_and_trainer_agree_on_every_log_probability(shape: tuple[int, ..
         for prompt, group in zip(prompts, groups, strict=True)
         for sample in group
     ]
-    expected = trainer_logprobs(placement, params, pairs)
+    expected = trainer_logprobs(sharding, params, pairs)
     samples = [sample for group in groups for sample in group]
     assert len(samples) == 4 * GROUP
     assert len({len(sample.tokens) for sample in samples}) > 4  # of several lengths
@@ -211,7 +211,7 @@ def test_a_prompt_is_computed_once_for_its_group(on_one_device: Rollout) -> None
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) -> None:
-    placement, model = placement_on(shape), replace(CONFIG, max_position=512)
+    sharding, model = placement_on(shape), replace(CONFIG, max_position=512)
     rng = np.random.default_rng(11)
     told = rng.integers(0, VOCAB, 300)
     prompts = [
@@ -219,8 +219,8 @@ def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) ->
     ]
     found, computed = [], []
     for prefix in ((), told.tolist()):
-        rollout = make_rollout(placement, model, prefix=prefix)
-        rollout.reshard(placed_params(placement))
+        rollout = make_rollout(sharding, model, prefix=prefix)
+        rollout.reshard(placed_params(sharding))
         found.append(rollout.sample(prompts, indices=range(3), seed=7))
         computed.append(rollout.work.prefill_tokens)
     assert tokens_of(found[0]) == tokens_of(found[1])
@@ -236,9 +236,9 @@ def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) ->
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_resharding_is_one_program_and_new_weights_compile_nothing(shape: tuple[int, ...]) -> None:
-    placement, rollout = placement_on(shape), rollout_on(shape)
-    params = [placed_params(placement, seed) for seed in (1, 2)]
-    new = make_rollout(placement)
+    sharding, rollout = placement_on(shape), rollout_on(shape)
+    params = [placed_params(sharding, seed) for seed in (1, 2)]
+    new = make_rollout(sharding)
     with compilations() as seen:
         new.reshard(params[0])
     assert len(seen) == 1 and new.reshard_seconds > 0
@@ -260,10 +260,10 @@ def test_resharding_is_one_program_and_new_weights_compile_nothing(shape: tuple[
 
 
 def test_adapters_are_merged_in(on_one_device: Rollout) -> None:
-    placement = placement_on((1, 1, 1))
-    params = placed_params(placement)
+    sharding = placement_on((1, 1, 1))
+    params = placed_params(sharding)
     adapters = jax.tree.map(lambda leaf: leaf + 0.05, random_adapters(CONFIG, Lora(2, 4.0)))
-    adapted = combine(params, jax.device_put(adapters, placement.replicated))
+    adapted = combine(params, jax.device_put(adapters, sharding.replicated))
     found = []
     for weights in (adapted, merge(adapted), params):
         on_one_device.reshard(weights)
@@ -273,10 +273,10 @@ def test_adapters_are_merged_in(on_one_device: Rollout) -> None:
 
 
 def test_weights_cross_the_devices_in_the_dtype_of_decoding() -> None:
-    placement = placement_on((2, 2, 2))
+    sharding = placement_on((2, 2, 2))
     # float16, since XLA gathers bfloat16 on a CPU as float32.
-    reshard: Any = make_reshard(CONFIG, placement, jnp.float16)
-    text = reshard.lower(placed_params(placement)).compile().as_text()
+    reshard: Any = make_reshard(CONFIG, sharding, jnp.float16)
+    text = reshard.lower(placed_params(sharding)).compile().as_text()
     gathered = re.findall(r"= (\w+)\[\S* (?:all-gather|all-to-all|collective-permute)\(", text)
     assert set(gathered) == {"f16"} and "all-reduce" not in text
 
@@ -305,11 +305,11 @@ print(json.dumps(rolled_out(json.loads(sys.argv[1]))))
 
 def rolled_out(shape: Sequence[int]) -> list[list[tuple[list[int], list[float], str | None]]]:
     """Two rollouts of more prompts than fit at once: what the host does must agree, too."""
-    placement = placement_on(tuple(shape))
-    rollout = make_rollout(placement, slots=8)
+    sharding = placement_on(tuple(shape))
+    rollout = make_rollout(sharding, slots=8)
     found = []
     for step in range(2):
-        rollout.reshard(placed_params(placement, seed=1 + step))
+        rollout.reshard(placed_params(sharding, seed=1 + step))
         lengths = [2 + 17 * n % 119 for n in range(12)]
         indices = range(12 * step, 12 * (step + 1))
         found += rollout.sample(random_prompts(lengths), indices=indices, seed=1)

@@ -73,9 +73,9 @@ PROMPTS = 12
 
 @cache
 def placed_model() -> tuple[ShardingPlan, Params]:
-    placement = make_sharding_plan(MODEL, "", sequence_parallel=False)
-    placed = placement.of(logical_axes(MODEL))
-    return placement, jax.jit(partial(random_params, MODEL), out_shardings=placed)()
+    sharding = make_sharding_plan(MODEL, "", sequence_parallel=False)
+    placed = sharding.of(logical_axes(MODEL))
+    return sharding, jax.jit(partial(random_params, MODEL), out_shardings=placed)()
 
 
 def make_prompts(count: int = PROMPTS) -> PromptSet:
@@ -142,9 +142,9 @@ class Step:
 
         monkeypatch.setattr(grpo_run, "pack_groups", noted)
         self.config = replace(CONFIG, objective=ObjectiveConfig(kl=0.0), **changes)
-        placement, params = placed_model()
+        sharding, params = placed_model()
         self.run = Grpo(
-            self.config, MODEL, make_prompts(), placement, params, {}, None, dtype="float32",
+            self.config, MODEL, make_prompts(), sharding, params, {}, None, dtype="float32",
             tokenizer=TOKENIZER, stop_ids=(END,), reward=function,
         )  # fmt: skip
         self.rollout = Played(script)
@@ -376,9 +376,9 @@ class TestSteps:
 
 
 def test_the_reference_of_adapters_is_the_model_below_them() -> None:
-    placement, params = placed_model()
+    sharding, params = placed_model()
     lora = Lora(2, 4.0, ("query", "down"))
-    adapters, rest = with_adapters(MODEL, params, placement, lora, dtype="float32", seed=0)
+    adapters, rest = with_adapters(MODEL, params, sharding, lora, dtype="float32", seed=0)
     below = dict(flatten(merge(rest)))
     assert below.keys() == dict(flatten(params)).keys()
     for name, leaf in flatten(params):

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.devices8
 def engine_on(mesh: Mesh, config: ModelConfig, params: Params, samples: int) -> Scheduler:
     axes = logical_axes(config)
     sizes = axis_sizes(axes, parameter_shapes(config))
-    placement = shardings(axes, mesh, even_rules(DECODING_RULES, sizes, mesh.shape))
-    placed = unstack_layers(config, jax.device_put(params, placement), jnp.float32)
+    sharding = shardings(axes, mesh, even_rules(DECODING_RULES, sizes, mesh.shape))
+    placed = unstack_layers(config, jax.device_put(params, sharding), jnp.float32)
     return Scheduler(config, placed, slots=8, group_size=samples, mesh=mesh)
 
 

@@ -46,22 +46,22 @@ def test_the_objective_compiles_for_tpus_with_their_kernels() -> None:
         devices = devices_of(parse_topology("v5e:2x2"))
     except UserError as error:
         pytest.skip(str(error))
-    placement = placement_on(devices)
+    sharding = placement_on(devices)
     params = jax.tree.map(
         lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=placed),
         parameter_shapes(CONFIG),
-        placement.of(logical_axes(CONFIG)),
+        sharding.of(logical_axes(CONFIG)),
     )
-    rows = NamedSharding(placement.mesh, PartitionSpec(("data", "fsdp")))
+    rows = NamedSharding(sharding.mesh, PartitionSpec(("data", "fsdp")))
     of = lambda dtype: jax.ShapeDtypeStruct((2, 300), dtype, sharding=rows)  # noqa: E731
     integers = [of(jnp.int32)] * 5
     micro = Batch(*integers, of(jnp.float32), of(jnp.bool_))  # type: ignore[call-arg]
     objective = partial(
         nll,
         remat="full",
-        constrain=placement.constrain,
-        attention=placement.attention,
-        batch_shards=placement.row_groups,
+        constrain=sharding.constrain,
+        attention=sharding.attention,
+        batch_shards=sharding.row_groups,
     )
 
     def loss(params: Any, micro: Batch) -> Any:

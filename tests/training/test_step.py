@@ -199,13 +199,13 @@ def test_a_mesh_takes_the_same_steps(
     directory = model_dir("llama")
     batches = [packed(seed, micro_batches=1, rows=8).batch for seed in range(2)]
     expected, expected_metrics, config = trained(directory, batches)
-    placement: ShardingPlan = make_sharding_plan(config, mesh, sequence_parallel=sequence_parallel)
-    placed = placement.of(logical_axes(config))
+    sharding: ShardingPlan = make_sharding_plan(config, mesh, sequence_parallel=sequence_parallel)
+    placed = sharding.of(logical_axes(config))
     _, params = load_model(directory, dtype="float32", shardings=placed)
     optimizer = make_optimizer(SETTINGS, 100)
-    where = state_shardings(params, placed, optimizer, placement.replicated)
+    where = state_shardings(params, placed, optimizer, sharding.replicated)
     state = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)(params)
-    objective = partial(nll, constrain=placement.constrain, batch_shards=placement.row_groups)
+    objective = partial(nll, constrain=sharding.constrain, batch_shards=sharding.row_groups)
     step: Any = jax.jit(
         partial(
             train_step,
@@ -216,10 +216,10 @@ def test_a_mesh_takes_the_same_steps(
             place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
         ),
         donate_argnums=0,
-        out_shardings=(where, placement.replicated),
+        out_shardings=(where, sharding.replicated),
     )
     for batch, before in zip(batches, expected_metrics, strict=True):
-        state, metrics = step(state, placement.put_batch(batch), {})
+        state, metrics = step(state, sharding.put_batch(batch), {})
         assert float(metrics.sums.loss) == pytest.approx(float(before.sums.loss), rel=1e-5)
         assert float(metrics.gradient_norm) == pytest.approx(float(before.gradient_norm), rel=1e-4)
     for (name, a), (_, b) in zip(flatten(state.params), flatten(expected.params), strict=True):
