@@ -34,9 +34,9 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is none of `choices`. Raises UserError."""
     if value not in choices:
         known = ", ".join(choice for choice in choices if choice)
-        raise UserError(
-            f"--{name}={value} is unknown{nearest(value, choices)} (choose one of {known})"
-        )
+        guess = nearest(value, choices)
+        choose = f"{guess} (there are {known})" if guess else f"; choose one of {known}"
+        raise UserError(f"--{name}={value} is unknown{choose}")
 
 
 def check_choices(config: Any, section: str = "") -> None:
