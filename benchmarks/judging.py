@@ -79,7 +79,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     compilations = Compilations()
     directory = as_huggingface(options.model)
     judge = Judge.load(
-        directory, prompt=options.prompt, dtype="float32", max_num_seqs=options.slots, mesh=""
+        directory,
+        prompt=options.prompt,
+        dtype="float32",
+        max_num_seqs=options.max_num_seqs,
+        mesh="",
     )
     tasks = choose_tasks(options, judge)
     prompts = [judge.prompt_tokens(task.pair) for task in tasks]
@@ -116,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": options.max_new_tokens,
         "other_load": load.cores(),
         "ours": {
-            "slots": options.slots,
+            "slots": options.max_num_seqs,
             "seconds": seconds,
             "compiling": compiling,
             "tokens": sum(record.trace_tokens or 0 for record in ours),

@@ -10,11 +10,9 @@ import sys
 
 from rmr1_jax.config import parse_config
 from rmr1_jax.config.command_line import recipe_folder
-from rmr1_jax.planning.plan import Plan, Planner
-from rmr1_jax.planning.plan_report import GIB, interval, peak, to_json
-from rmr1_jax.planning.topology import parse_topology
-from rmr1_jax.stages.plan_stage import model_of
-from rmr1_jax.training.training_run import lora_of
+from rmr1_jax.planning.chips import GIB
+from rmr1_jax.planning.plan_report import interval, peak, to_json
+from rmr1_jax.stages.plan_stage import make_planner
 
 COLUMNS = (
     *("recipe", "topology", "GiB per device", "FLOPs over useful", "MFU of the update"),
@@ -35,7 +33,8 @@ def main(names: list[str]) -> None:
 
 def cells(recipe: str, topology: str) -> list[str]:
     """A row of the table."""
-    plan = planned(recipe, topology)
+    config = parse_config("plan", [f"--config={recipe}", f"--topology={topology}"])
+    plan = make_planner(config, config.recipe).plan(config.recipe)
     programs = to_json(plan)["programs"]
     update, decode = programs["update"], programs.get("rollout", {}).get("decode_step")
     milliseconds = decode and (1000 * decode["fastest"], 1000 * decode["slowest"])
@@ -50,12 +49,6 @@ def cells(recipe: str, topology: str) -> list[str]:
         interval(milliseconds, "{:.1f}"),
         f"{decode['bytes_over_ideal']:.2f}" if decode else "",
     ]
-
-
-def planned(recipe: str, topology: str) -> Plan:
-    config = parse_config("plan", [f"--config={recipe}", f"--topology={topology}"])
-    model, where = model_of(config, config.recipe), parse_topology(topology)
-    return Planner(config, model, where, lora_of(config.recipe)).plan(config.recipe)
 
 
 if __name__ == "__main__":

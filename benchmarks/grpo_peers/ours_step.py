@@ -1,4 +1,4 @@
-"""Our own GRPO steps: `training.grpo_run.Grpo`, as `--stage=grpo` runs it, in a process like the
+"""Our own GRPO steps: `rl.trainer.Grpo`, as `--stage=grpo` runs it, in a process like the
 peers' and forced to the same lengths."""
 
 from typing import Any

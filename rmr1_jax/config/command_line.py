@@ -5,7 +5,6 @@ values are the defaults that `--field=value` overrides. `--config` takes its pat
 of one in `configs/`; `:name` behind it chooses among its models.
 """
 
-import ast
 import inspect
 import runpy
 import sysconfig
@@ -114,7 +113,7 @@ def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
     default = PlanConfig(
         recipe=changed,
         name=values["name"],
-        architecture=values.get("architecture", ""),
+        architecture=values["architecture"],
     )
     return cast(PlanConfig, _parse("plan", PlanConfig, own, default))
 
@@ -129,10 +128,11 @@ def recipes() -> dict[str, str]:
     """What `--config` can name, each with the first line of its file."""
     found = {}
     for file in sorted(recipe_folder().glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        models = runpy.run_path(str(file)).get("MODELS")
+        names = runpy.run_path(str(file))
+        title = " ".join((names["__doc__"] or "").partition("\n\n")[0].split())
+        models = names.get("MODELS")
         for name in [f"{file.stem}:{model}" for model in models] if models else [file.stem]:
-            found[name] = " ".join(docstring.partition("\n\n")[0].split())
+            found[name] = title
     return found
 
 
@@ -155,7 +155,7 @@ def _run_recipe(recipe: str, kind: type) -> dict[str, Any]:
     if not path.is_file() and "/" not in name:
         path = recipe_folder() / f"{name.removesuffix('.py')}.py"
     if not path.is_file():
-        known = [each.partition(":")[0] for each in recipes()]
+        known = [file.stem for file in recipe_folder().glob("*.py")]
         raise UserError(
             f"--config={recipe}: there is no such file or recipe{nearest(name, known)} "
             "(`rmr1 recipes` lists them)"

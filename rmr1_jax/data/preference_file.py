@@ -20,7 +20,7 @@ def read_preferences(path: str | Path, *, rejects: Rejects) -> Iterator[Preferen
     JSONL (also gzipped, `.gz`) is read line by line: apart from one line, memory holds 16 bytes and
     a number for each id seen. A record without an id gets its line number as id; in a list or a
     Parquet file that is the number of the record, from 1. A record that is no preference, or
-    repeats an id, goes to `rejects` and reading goes on.
+    repeats an id, goes to `rejects`, and reading continues.
 
     Raises UserError for a file that cannot be read or holds no records, at the call wherever the
     first record shows it.

@@ -110,7 +110,7 @@ def open_prompts(
 ) -> PromptSet:
     """The labelled prompts of a prepared directory, of files, or of a data set on the hub.
 
-    Whatever `catalogue.open_source` reads will do, pairs and rendered prompts alike (the original
+    Whatever `sources.open_source` reads will do, pairs and rendered prompts alike (the original
     takes data sets of one owner only; spec §8.1, 9).
 
     Args:

@@ -80,13 +80,14 @@ def check_mesh(
     Args:
       shape: the mesh that was asked for.
       num_devices: devices to use; the mesh must use each of them exactly once.
-      sizes: logical axis -> size, of the model (`rules.axis_sizes`).
+      sizes: logical axis -> size, of the model (`sharding_rules.axis_sizes`).
       rules: what splits which axis; decoding rules, which do not split embed, allow more meshes.
       batch: rows of one batch, if known.
 
     Raises:
       UserError: everything that does not divide, with the numbers, and the nearest mesh that would
-        do. A vocabulary that does not divide is no error (`rules.even_rules` keeps it whole).
+        do. A vocabulary that does not divide is no error: `sharding_rules.even_rules` keeps it
+        whole.
     """
     sizes = dict(sizes) if batch is None else {**sizes, "batch": batch}
     filled, problems = shape, _device_problems(shape, num_devices)

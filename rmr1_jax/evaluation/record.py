@@ -24,7 +24,7 @@ ItemKey = tuple[str, str, int, Cell | None]
 class Item:
     """One pair to be judged.
 
-    `pair` has the chosen response as A; `evaluation.order` says where the judge sees it.
+    `pair` has the chosen response as A; `evaluation.runner` says where the judge sees it.
     """
 
     benchmark: str

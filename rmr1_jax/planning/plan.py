@@ -139,7 +139,7 @@ class Planner:
             lines.append(Line(replace(compiled, text=""), analysis))
             if until_too_big and not compiled.fits(chip.hbm):
                 break
-        misread = check_reader(devices[0]) or ""
+        misread = check_reader(devices[0])
         steps = self._steps(recipe)
         return Plan(recipe, self.topology, chip, tuple(lines), steps, a_chip, misread)
 

@@ -115,7 +115,7 @@ def weights_of(
     lora: Lora | None,
     dtype: str,
 ) -> tuple[Params, Params]:
-    """What is trained and what is not, as shapes with shardings (`stages.training_run` makes the
+    """What is trained and what is not, as shapes with shardings (`training.training_run` makes the
     arrays)."""
     kept = config.optimizer.param_dtype
     whole = _placed(
@@ -348,7 +348,7 @@ def _live_share(
 
 
 def _import(weights: Params, sharding: ShardingPlan) -> Planned:
-    """Reading a checkpoint onto the devices (`models.tensors`), when they hold the most: all
+    """Reading a checkpoint onto the devices (`models.weight_map`), when they hold the most: all
     weights, and some layers of the largest once more."""
     largest = max(jax.tree.leaves(weights["layers"]), key=bytes_on_chip)
     layers, *shape = largest.sharding.shard_shape(largest.shape)

@@ -1,8 +1,8 @@
 """How long a compiled program takes at best and at worst on a chip that is not here.
 
 Nothing is measured, and nothing is assumed of the order in which a chip does things. A program
-needs so long for its arithmetic at the chip's peak, so long for its bytes at the bandwidth of its
-memory, and so long for what it sends. If all of that goes on at once, it takes the longest of the
+takes some time for its arithmetic at the chip's peak, some for its bytes at the bandwidth of its
+memory, and some for what it sends. If all of that goes on at once, it takes the longest of the
 three; if nothing does, their sum.
 """
 

@@ -7,7 +7,7 @@
 
 A_i compares response i with the others to its prompt. p_old is the model before the first update on
 these samples, p_ref the model before stage 2. The weights w come with the batch, and say what is
-averaged (`advantages.token_weights`); n is the sum of w over all tokens of a mini-batch.
+averaged (`advantage.token_weights`); n is the sum of w over all tokens of a mini-batch.
 
 Options, none of them published: other bounds for the two sides ("clip higher", DAPO); an entropy
 bonus, L - c mean(H); one ratio a response (GSPO); and, where the sampler's probabilities p_s differ

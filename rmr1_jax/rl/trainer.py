@@ -33,6 +33,7 @@ from rmr1_jax.rl.reward import RewardFunction, Sampled, length_penalty, score_sh
 from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS, CPU_SLOTS, Rollout
 from rmr1_jax.rl.samples import SampleLog, TraceRecord
 from rmr1_jax.sampling.scheduler import Sample
+from rmr1_jax.training import loop
 from rmr1_jax.training.flops import peak_flops
 from rmr1_jax.training.learner import make_learner
 from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
@@ -44,21 +45,8 @@ from rmr1_jax.training.step import Metrics, TrainState
 from rmr1_jax.training.training_progress import TrainingProgress
 from rmr1_jax.training.validation import VerdictCheck
 
-# Options that do not change what is learnt; a run may go on with others.
-MAY_CHANGE = (
-    "workdir",
-    "mesh",
-    "pack_length",
-    "micro_batch_size",
-    "remat",
-    "sequence_parallel",
-    "max_nonfinite_steps",
-    "log_every",
-    "checkpoint",
-    "validation",
-    "samples",
-    "rollout.max_num_seqs",
-)
+# Of this stage, beside those of both.
+MAY_CHANGE = (*loop.MAY_CHANGE, "pack_length", "samples", "rollout.max_num_seqs")
 
 
 class Grpo:

@@ -1,6 +1,7 @@
 """`--stage=plan`: the programs of a recipe, compiled for chips that are not here."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -34,20 +35,11 @@ def run(config: PlanConfig) -> int:
     """Returns the exit status: 1 if something does not fit, else 0. Raises UserError."""
     config.check()
     jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever devices are here
-    topology = parse_topology(config.topology)
     recipe = config.recipe or toy_grpo()
     prompt, response = config.lengths(recipe)
-    model = model_of(config, recipe)
     console, progress = Console(), Console(stderr=True)
     # A file has 80 columns for Rich; and a narrow terminal wraps what it would cut off.
     console.width = max(console.width, COLUMNS)
-    console.print(
-        f"{config.name} on {topology.name} ({topology.chips} chips): "
-        f"{count_parameters(model) / 1e9:.2f} billion parameters, {division(recipe)}; "
-        f"prompts of {prompt:,} and traces of {response:,} tokens in the mean are assumed",
-        highlight=False,
-        soft_wrap=True,
-    )
     status = progress.status("compiling")
 
     def on_program(name: str) -> None:
@@ -55,7 +47,15 @@ def run(config: PlanConfig) -> int:
         if not progress.is_terminal:
             progress.print(f"compiling {name}", highlight=False, soft_wrap=True)
 
-    planner = Planner(config, model, topology, lora_of(recipe), on_program)
+    planner = make_planner(config, recipe, on_program)
+    topology, model = planner.topology, planner.model
+    console.print(
+        f"{config.name} on {topology.name} ({topology.chips} chips): "
+        f"{count_parameters(model) / 1e9:.2f} billion parameters, {division(recipe)}; "
+        f"prompts of {prompt:,} and traces of {response:,} tokens on average are assumed",
+        highlight=False,
+        soft_wrap=True,
+    )
     with status:
         plan = planner.plan(recipe)
     show(console, plan, config.price)
@@ -84,6 +84,14 @@ def run(config: PlanConfig) -> int:
         console.print(f"\n{advice}", highlight=False, soft_wrap=True)
     write(config, plan, others, proposed)
     return 0 if plan.fits else 1
+
+
+def make_planner(
+    config: PlanConfig, recipe: Recipe, on_program: Callable[[str], None] = lambda name: None
+) -> Planner:
+    """What plans a recipe, and variants of it. Raises UserError."""
+    topology = parse_topology(config.topology)
+    return Planner(config, model_of(config, recipe), topology, lora_of(recipe), on_program)
 
 
 def model_of(config: PlanConfig, recipe: Recipe) -> ModelConfig:

@@ -20,7 +20,8 @@ from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.presets import toy_model
 from rmr1_jax.models.weight_map import count_parameters
 from rmr1_jax.training.curves import draw_curves
-from rmr1_jax.training.sft_trainer import MAY_CHANGE, ROWS, Material, Sft, make_material
+from rmr1_jax.training.loop import MAY_CHANGE
+from rmr1_jax.training.sft_trainer import ROWS, Material, Sft, make_material
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 from rmr1_jax.training.training_run import (
     dtype_of,

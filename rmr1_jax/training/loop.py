@@ -18,6 +18,18 @@ from rmr1_jax.training.stop_signal import StopSignal
 from rmr1_jax.training.training_progress import TrainingProgress
 
 Numbers = dict[str, float | int | None]
+# Options that do not change what is learnt; a run may be resumed with others.
+MAY_CHANGE = (
+    "workdir",
+    "mesh",
+    "micro_batch_size",
+    "remat",
+    "sequence_parallel",
+    "max_nonfinite_steps",
+    "log_every",
+    "checkpoint",
+    "validation",
+)
 NAMED = 8  # examples named in a message about a batch
 
 

@@ -37,18 +37,6 @@ from rmr1_jax.training.training_progress import TrainingProgress
 from rmr1_jax.training.validation import VerdictCheck, loss_numbers, validation_loss
 
 ROWS = "rows.json"
-# Options that do not change what is learnt; a run may go on with others.
-MAY_CHANGE = (
-    "workdir",
-    "mesh",
-    "micro_batch_size",
-    "remat",
-    "sequence_parallel",
-    "max_nonfinite_steps",
-    "log_every",
-    "checkpoint",
-    "validation",
-)
 
 
 @dataclass(frozen=True)

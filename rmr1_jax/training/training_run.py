@@ -40,7 +40,7 @@ TrainingConfig = SftConfig | GrpoConfig
 
 
 class Run(Protocol):
-    """A run of a training stage (`training.sft.Sft`, `training.grpo_run.Grpo`)."""
+    """A run of a training stage (`training.sft_trainer.Sft`, `rl.trainer.Grpo`)."""
 
     steps: int
 

@@ -40,6 +40,7 @@ def test_unknown_axis_is_refused_by_name() -> None:
         partition_spec(("layers", "experts"), TRAINING_RULES)
 
 
+@pytest.mark.devices8
 def test_every_leaf_gets_its_sharding() -> None:
     mesh = make_mesh(MeshShape(data=1, fsdp=4, tensor=2))
     tree = shardings(
@@ -51,6 +52,7 @@ def test_every_leaf_gets_its_sharding() -> None:
     assert placed["norm"].sharding.shard_shape((8,)) == (2,)
 
 
+@pytest.mark.devices8
 def test_tuples_of_leaves_are_branches() -> None:
     class Nothing(NamedTuple):
         """A branch without leaves, as optimizers have."""

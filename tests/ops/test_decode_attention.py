@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rmr1_jax.errors import UserError
 from rmr1_jax.ops import decode_kernel
 from rmr1_jax.ops.attention import MASKED, PartialAttention, merge
 from rmr1_jax.ops.decode_attention import (
@@ -22,7 +21,7 @@ from rmr1_jax.ops.decode_attention import (
     live_columns,
     masked,
 )
-from rmr1_jax.planning.topology import devices_of, parse_topology
+from tests.topologies import devices_or_skip
 
 interpreted = LiveAttention(interpret=True)
 
@@ -168,10 +167,7 @@ def test_the_kernel_compiles_for_every_chip(
     """For slots that ask their ring, and for prompts that a group asks; wide blocks of Qwen2.5-7B
     and narrow ones of 0.5B."""
     monkeypatch.undo()
-    try:
-        devices = np.array(devices_of(parse_topology(topology)))
-    except UserError as error:
-        pytest.skip(str(error))
+    devices = np.array(devices_or_skip(topology))
     mesh = Mesh(devices.reshape(-1, 2), ("data", "tensor"))
 
     def of(dtype: Any, heads: int | None, *axes: int) -> Any:

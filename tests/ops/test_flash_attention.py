@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rmr1_jax.errors import UserError
 from rmr1_jax.ops.attention import attention
 from rmr1_jax.ops.flash_attention import Split, block_pairs, flash_attention, on_chip_memory
 from rmr1_jax.ops.flash_kernels import FIRST, LAST, PARTIAL, WHOLE, Ids
 from rmr1_jax.ops.packed_attention import KEPT, padding_apart
-from rmr1_jax.planning.topology import devices_of, parse_topology
+from tests.topologies import devices_or_skip
 
 BLOCK = 128
 interpreted = functools.partial(flash_attention, block=BLOCK, interpret=True)
@@ -222,10 +221,7 @@ def test_kernels_compile_at_the_length_of_rm_r1(topology: str) -> None:
 
 def compiled_for(topology: str, heads: int, *, branched: bool, **sizes: int) -> Any:
     """Forwards and backwards, split over rows and heads, for chips that are not here."""
-    try:
-        devices = np.array(devices_of(parse_topology(topology)))
-    except UserError as error:
-        pytest.skip(str(error))
+    devices = np.array(devices_or_skip(topology))
     T, N, K, H = sizes.values()
     rows = len(devices) // heads
     mesh = Mesh(devices.reshape(rows, heads), ("rows", "heads"))

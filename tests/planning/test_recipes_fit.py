@@ -11,12 +11,10 @@ import pytest
 
 from rmr1_jax.config import PlanConfig, parse_config
 from rmr1_jax.config.command_line import recipe_folder
-from rmr1_jax.errors import UserError
-from rmr1_jax.planning.plan import Plan, Planner
+from rmr1_jax.planning.plan import Plan
 from rmr1_jax.planning.plan_report import sentences
-from rmr1_jax.planning.topology import devices_of, parse_topology
-from rmr1_jax.stages.plan_stage import model_of
-from rmr1_jax.training.training_run import lora_of
+from rmr1_jax.stages.plan_stage import make_planner
+from tests.topologies import devices_or_skip
 
 RECIPES = {
     f"{file}:{name}": model.topology
@@ -30,16 +28,10 @@ TWINS = ("grpo_rm_r1:deepseek-7b", "grpo_rm_r1:deepseek-14b", "grpo_rm_r1:deepse
 def plan(recipe: str, topology: str, *, layers: int | None = None) -> Plan:
     config = parse_config("plan", [f"--config={recipe}", f"--topology={topology}"])
     assert isinstance(config, PlanConfig) and config.recipe is not None
-    try:
-        devices_of(parse_topology(topology))
-    except UserError as error:
-        if "not installed" in str(error):
-            pytest.skip(str(error))
-        raise
-    model = model_of(config, config.recipe)
+    devices_or_skip(topology)
+    planner = make_planner(config, config.recipe)
     if layers:
-        model = replace(model, num_layers=layers)
-    planner = Planner(config, model, parse_topology(topology), lora_of(config.recipe))
+        planner = replace(planner, model=replace(planner.model, num_layers=layers))
     return planner.plan(config.recipe)
 
 

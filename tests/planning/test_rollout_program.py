@@ -5,23 +5,19 @@ from dataclasses import replace
 import pytest
 
 from rmr1_jax.config import GrpoConfig, RolloutConfig
-from rmr1_jax.errors import UserError
 from rmr1_jax.models.presets import known_config
 from rmr1_jax.planning.analysis import analyse
 from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.compiled import compile_ahead
 from rmr1_jax.planning.recipe_programs import Lengths, programs_of
-from rmr1_jax.planning.topology import devices_of, parse_topology
 from rmr1_jax.training.sharding_plan import make_sharding_plan
+from tests.topologies import devices_or_skip
 
 
 @pytest.mark.slow
 def test_a_decode_step_reads_weights_and_live_columns_once() -> None:
     """Two layers of it: they cost what each of the 28 costs."""
-    try:
-        devices = devices_of(parse_topology("v6e-8"))
-    except UserError as error:
-        pytest.skip(str(error))
+    devices = devices_or_skip("v6e-8")
     model = replace(known_config("Qwen/Qwen2.5-7B-Instruct"), num_layers=2)
     recipe = GrpoConfig(mesh="fsdp=2,tensor=4", rollout=RolloutConfig(max_num_seqs=128))
     sharding = make_sharding_plan(model, recipe.mesh, sequence_parallel=False, devices=devices)

@@ -1,6 +1,7 @@
 """Bounds of the time of programs whose parts are known."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ GATHERED = f"bf16[{4 * SIZE},{SIZE}]{{1,0:T(8,128)(2,1)S(1)}}"
 GROUPS = "replica_groups={{0,1,2,3}}, dimensions={0}"
 
 
-def bounded(*lines: str, **options: object) -> TimeBounds:
+def bounded(*lines: str, **options: Any) -> TimeBounds:
     """Of a program that runs these instructions on a matrix %a in HBM and %v in VMEM."""
     body = "\n".join(f"  {line}" for line in lines)
     text = f"""\
@@ -32,7 +33,7 @@ ENTRY %main (a: {MATRIX}, v: {IN_VMEM}) -> {MATRIX} {{
   ROOT %result = {MATRIX} bitcast(%a)
 }}
 """
-    return time_bounds(read_program(text), V5E, **options)  # type: ignore[arg-type]
+    return time_bounds(read_program(text), V5E, **options)
 
 
 def test_a_product_takes_its_flops_at_the_peak_and_its_bytes_at_the_bandwidth() -> None:

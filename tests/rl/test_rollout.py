@@ -209,7 +209,7 @@ def test_a_prompt_is_computed_once_for_its_group(on_one_device: Rollout) -> None
     assert on_one_device.work.prefill_tokens == 4 * 128  # one chunk each, not one a sample
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [MESHES[0], MESHES[2]], ids=str)
 def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) -> None:
     sharding, model = placement_on(shape), replace(CONFIG, max_position=512)
     rng = np.random.default_rng(11)
@@ -234,7 +234,7 @@ def test_what_all_prompts_begin_with_is_computed_once(shape: tuple[int, ...]) ->
 # ---- on which weights
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [MESHES[0], MESHES[2]], ids=str)
 def test_resharding_is_one_program_and_new_weights_compile_nothing(shape: tuple[int, ...]) -> None:
     sharding, rollout = placement_on(shape), rollout_on(shape)
     params = [placed_params(sharding, seed) for seed in (1, 2)]
@@ -281,6 +281,7 @@ def test_weights_cross_the_devices_in_the_dtype_of_decoding() -> None:
     assert set(gathered) == {"f16"} and "all-reduce" not in text
 
 
+@pytest.mark.devices8
 def test_no_weight_is_gathered_while_decoding() -> None:
     """Weights that training splits over fsdp are whole, or split over tensor, before the loop."""
     programs = rollout_on((2, 2, 2)).engine.programs
@@ -320,6 +321,7 @@ def rolled_out(shape: Sequence[int]) -> list[list[tuple[list[int], list[float], 
 
 
 @pytest.mark.slow
+@pytest.mark.devices8
 @pytest.mark.parametrize(("shape", "devices"), [((2, 2, 2), 4), ((1, 1, 2), 1)], ids=str)
 def test_two_processes_sample_what_one_does(shape: tuple[int, ...], devices: int) -> None:
     expected = json.loads(json.dumps(rolled_out(shape)))

@@ -9,13 +9,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmr1_jax.data.packed_batch import Batch
-from rmr1_jax.errors import UserError
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import logical_axes, parameter_shapes, with_params
 from rmr1_jax.ops.packed_attention import packed_attention
-from rmr1_jax.planning.topology import devices_of, parse_topology
 from rmr1_jax.training.nll import nll
 from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
+from tests.topologies import devices_or_skip
 
 pytestmark = pytest.mark.devices8
 
@@ -42,10 +41,7 @@ def test_cpus_keep_the_block_algorithm() -> None:
 
 
 def test_the_objective_compiles_for_tpus_with_their_kernels() -> None:
-    try:
-        devices = devices_of(parse_topology("v5e:2x2"))
-    except UserError as error:
-        pytest.skip(str(error))
+    devices = devices_or_skip("v5e:2x2")
     sharding = placement_on(devices)
     params = jax.tree.map(
         lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=placed),
