@@ -159,7 +159,7 @@ class TestEngine:
             self.start(monkeypatch, "raise SystemExit('no such model')")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_our_engine_takes_steps_of_the_forced_lengths(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def test_rows_are_full_and_learn_what_they_say(everything: bool) -> None:
         np.testing.assert_array_equal(segments[at], segments[at + 1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_both_take_the_same_steps_and_a_ratio_is_written(
     tiny_checkpoint: Callable[..., Path],
     tmp_path: Path,
