@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.prompts import MakePrompts
+from rmr1_jax.config import Sampling
 from rmr1_jax.sampling.scheduler import Request
 
 SIGMA = 1.0  # of the logarithm of a length: 8 times the mean is then its 99.5th percentile
@@ -59,7 +60,7 @@ class Workload:
                 max_new_tokens=self.limit if self.stop_ids else self.lengths[index][0],
                 stop_ids=self.stop_ids[index] if self.stop_ids else (),
                 index=index,
-                temperature=self.temperature,
+                sampling=Sampling(temperature=self.temperature),
             )
             for index, prompt in enumerate(self.prompts)
         ]

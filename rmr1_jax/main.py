@@ -94,7 +94,8 @@ def run_stage(arguments: Sequence[str], debug: bool) -> int:
         return 0
     if stage not in STAGES:
         raise UserError(
-            f"{stage} is not a stage{nearest(stage, STAGES)} (there are {', '.join(STAGES)})"
+            f"{stage} is not a stage{nearest(stage, [*STAGES, 'recipes'])} "
+            f"(there are {', '.join(STAGES)})"
         )
     asked, rest = take_distributed(rest)
     config = parse_config(stage, rest, embedded_default)
@@ -113,11 +114,9 @@ def take_stage(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def print_recipes() -> None:
-    """What `--config` can name, by stage."""
-    known = recipes()
-    width = max(map(len, known))
-    for name, title in known.items():
-        print(f"{name:{width}}  {title}")
+    """What `--config` can name, below what it is for."""
+    for title, names in recipes().items():
+        print("\n  ".join([title, *names]))
 
 
 def take_distributed(arguments: Sequence[str]) -> tuple[Distributed, list[str]]:

@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import pytest
 
-from rmr1_jax.config import ConvertConfig, JudgeConfig, load_recipe, parse_config, take_option
+from rmr1_jax.config import (
+    STAGES,
+    ConvertConfig,
+    JudgeConfig,
+    load_recipe,
+    option_types,
+    parse_config,
+    take_option,
+)
 from rmr1_jax.errors import UserError
 
 
@@ -64,6 +73,19 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--model", "--max_new_tokens", "--no_swap", "--max_shard_size", "--config"):
         assert option in text
     assert "0 takes the likeliest token" in text
+
+
+def test_help_breaks_no_phrase(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of a docstring are joined; only the width of the terminal breaks them."""
+    for stage in STAGES:
+        with pytest.raises(SystemExit):
+            parse_config(stage, ["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for kind in STAGES.values():
+        options = dict(option_types(kind))
+        for field in docstring_parser.parse_from_object(kind).params:
+            if field.arg_name in options:
+                assert " ".join((field.description or "").split()) in text
 
 
 class TestRecipe:

@@ -62,6 +62,9 @@ def test_recipes_are_listed_by_the_names_that_config_takes(
     [
         (["sft", "--lr=1"], "--optimizer.learning_rate"),
         (["convert", "--input=a", "--output=b", "--to=hf"], "huggingface"),
+        (["convert", "--input=a", "--output=b", "--to", "hf"], "huggingface"),
+        (["plan", "--lr=1"], "--optimizer.learning_rate"),
+        (["recipe"], "recipes"),
         (["evaluate", "--model=/", "--output=b", "--benchmarks=reward_bench"], "rewardbench"),
         (["grpo", "--config=grpo_rmr1:qwen-7b"], "grpo_rm_r1"),
         (["grpo", "--config=grpo_rm_r1:qwen7b"], "qwen-7b"),

@@ -1,6 +1,7 @@
 """Every recipe in configs/ loads, passes its checks, and its docstring says how to run it."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", [name for names in recipes().values() for name in names])
 def test_a_recipe_is_named_after_its_stage_and_passes_its_checks(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,24 +72,22 @@ def with_files(config: Any, folder: Path) -> Any:
     return config
 
 
-@pytest.mark.parametrize(
-    "option", ["--batch_size=1024", "--epochs=1", "--optimizer.learning_rate=1e-6"]
-)
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("name", ["batch_size", "epochs", "optimizer.learning_rate"])
 def test_an_option_wins_over_the_embedded_recipe_also_where_it_is_the_class_default(
-    option: str,
+    stage: str, name: str
 ) -> None:
-    """Each is the default of GrpoConfig, and not what the toy task's recipe has."""
-    name, _, value = option.removeprefix("--").partition("=")
+    """`--batch_size=1024` of GRPO, for example; the toy task's recipe has another."""
 
     def read(config: Any) -> Any:
         for part in name.split("."):
             config = getattr(config, part)
         return config
 
-    assert read(GrpoConfig()) == float(value) != read(embedded_default("grpo", set()))
-    assert read(parse_config("grpo", [option], embedded_default)) == float(value)
-    untouched = parse_config("grpo", [option], embedded_default)
-    assert untouched.workdir == embedded_default("grpo", set()).workdir
+    default, embedded = read(STAGES[stage]()), embedded_default(stage, set())
+    assert default != read(embedded)
+    parsed = parse_config(stage, [f"--{name}={default}"], embedded_default)
+    assert read(parsed) == default and parsed.workdir == embedded.workdir
 
 
 def test_what_a_stage_is_given_to_work_on_ends_the_embedded_default() -> None:
@@ -113,3 +112,15 @@ def test_recipes_are_installed_with_the_package(tmp_path: Path) -> None:
     for file in FILES:
         assert f"data/share/rmr1_jax/{file.name}" in listed
     assert "rmr1_jax/py.typed" in listed
+    # Where pip puts them is not always below the interpreter's prefix.
+    target = tmp_path / "target"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "rmr1_jax", "recipes"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    assert "sft_rm_r1:qwen-7b" in shown

@@ -24,6 +24,7 @@ from rmr1_jax.config.grpo_config import (
 from rmr1_jax.config.judge_config import JudgeConfig, JudgeOptions
 from rmr1_jax.config.plan_config import PlanConfig
 from rmr1_jax.config.prepare_config import PrepareConfig, Source
+from rmr1_jax.config.sampling_config import Sampling, SamplingOptions
 from rmr1_jax.config.sft_config import (
     CheckpointConfig,
     LoraConfig,
@@ -55,6 +56,8 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "SamplesConfig",
+    "Sampling",
+    "SamplingOptions",
     "SftConfig",
     "SftDataConfig",
     "Source",

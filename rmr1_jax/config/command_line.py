@@ -7,13 +7,14 @@ of one in `configs/`; `:name` behind it chooses among its models.
 
 import inspect
 import runpy
-import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
 from rmr1_jax.config.checks import nearest, one_of
@@ -69,17 +70,43 @@ def _names(arguments: Sequence[str]) -> set[str]:
 
 
 def _parse(stage: str, kind: type, overrides: Sequence[str], default: Any) -> Any:
-    return tyro.cli(
-        kind,
-        args=_checked_overrides(kind, overrides),
-        default=default,
-        description=(
-            f"{' '.join((kind.__doc__ or '').split())}\n\nExample: rmr1 {stage} {EXAMPLES[stage]}"
-            f"\n\n{ALSO}"
-        ),
-        prog=f"rmr1 {stage}",
-        use_underscores=True,
-    )
+    arguments = _checked_overrides(kind, overrides)
+    what, example = " ".join((kind.__doc__ or "").split()), f"rmr1 {stage} {EXAMPLES[stage]}"
+    with _explained(kind):
+        return tyro.cli(
+            kind,
+            args=arguments,
+            default=default,
+            description=f"{what}\n\nExample: {example}\n\n{ALSO}",
+            prog=f"rmr1 {stage}",
+            use_underscores=True,
+        )
+
+
+@contextmanager
+def _explained(kind: type) -> Iterator[None]:
+    """Meanwhile tyro finds the docstring of each option in one line: it would keep line breaks."""
+    owners = {owner for one in _sections(kind) for owner in one.__mro__ if is_dataclass(owner)}
+    before = {owner: dict(owner.__annotations__) for owner in owners}
+    for owner, hints in before.items():
+        for field in docstring_parser.parse_from_object(owner).params:
+            hint, text = hints.get(field.arg_name), " ".join((field.description or "").split())
+            if hint is not None and text and not is_dataclass(hint):
+                help = tyro.conf.arg(help=text)
+                owner.__annotations__[field.arg_name] = Annotated[hint, help]
+    try:
+        yield
+    finally:
+        for owner, hints in before.items():
+            owner.__annotations__.update(hints)
+
+
+def _sections(kind: type) -> Iterator[type]:
+    """A dataclass and those of its fields that are dataclasses."""
+    yield kind
+    for hint in get_type_hints(kind).values():
+        if is_dataclass(hint):
+            yield from _sections(cast(type, hint))
 
 
 def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
@@ -96,9 +123,12 @@ def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
     if path is None:
         plan: PlanConfig = _parse("plan", PlanConfig, own, PlanConfig())
         if others:
+            known = [name for kind in (SftConfig, GrpoConfig) for name, _ in option_types(kind)]
+            name = others[0].removeprefix("--").partition("=")[0].replace("-", "_")
+            guess = "" if name in known else nearest(name, [*names, *known], "--")
             raise UserError(
-                f"{others[0]} is no option of a plan (--help lists them); an option of a recipe "
-                "needs --config=RECIPE"
+                f"{others[0]} is no option of a plan{guess} (--help lists them); an option of a "
+                "recipe needs --config=RECIPE"
             )
         return plan
     values = _run_recipe(path, SftConfig)
@@ -119,20 +149,21 @@ def _plan_config(path: str | None, arguments: Sequence[str]) -> PlanConfig:
 
 
 def recipe_folder() -> Path:
-    """Where the recipes lie: beside the package in a checkout, else where they are installed."""
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share/rmr1_jax")
+    """Where the recipes lie: beside the package in a checkout, else in the `share` of whatever
+    prefix the package is installed below (an environment, `--user`, `--target`)."""
+    here = Path(__file__).resolve().parents
+    places = [here[2] / "configs", *(folder / "share" / "rmr1_jax" for folder in here)]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
-def recipes() -> dict[str, str]:
-    """What `--config` can name, each with the first line of its file."""
-    found = {}
+def recipes() -> dict[str, list[str]]:
+    """What `--config` can name, by the first line of the file that holds them."""
+    found: dict[str, list[str]] = {}
     for file in sorted(recipe_folder().glob("*.py")):
         names = runpy.run_path(str(file))
         title = " ".join((names["__doc__"] or "").partition("\n\n")[0].split())
         models = names.get("MODELS")
-        for name in [f"{file.stem}:{model}" for model in models] if models else [file.stem]:
-            found[name] = title
+        found[title] = [f"{file.stem}:{model}" for model in models] if models else [file.stem]
     return found
 
 
@@ -213,7 +244,7 @@ def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
     types = dict(option_types(kind))
     off = {_negated(name): name for name, hint in types.items() if hint is bool}
     checked = []
-    for argument in arguments:
+    for position, argument in enumerate(arguments):
         if not argument.startswith("--"):
             checked.append(argument)
             continue
@@ -228,8 +259,11 @@ def _checked_overrides(kind: type, arguments: Sequence[str]) -> list[str]:
             if value.lower() not in ("true", "false"):
                 raise UserError(f"--{name}={value} must be true or false")
             argument = f"--{name if value.lower() == 'true' else _negated(name)}"
-        if equals and get_origin(types.get(name)) is Literal:
-            one_of(name, value, get_args(types[name]))
+        if get_origin(types.get(name)) is Literal:
+            if not equals:
+                value = next(iter(arguments[position + 1 : position + 2]), "--")
+            if equals or not value.startswith("--"):
+                one_of(name, value, get_args(types[name]))
         checked.append(argument)
     return checked
 

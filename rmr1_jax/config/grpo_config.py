@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
+from rmr1_jax.config.mesh_config import parse_mesh
+from rmr1_jax.config.sampling_config import Sampling
 from rmr1_jax.config.sft_config import (
     CheckpointConfig,
     LoraConfig,
@@ -32,7 +34,7 @@ class PromptsConfig:
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Sampling):
     """How groups of traces are sampled."""
 
     samples: int = 7
@@ -42,10 +44,6 @@ class RolloutConfig:
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities of the objective are at temperature 1, as
     published."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability. 1 is off."""
-    top_k: int = 0
-    """Sample from this many of the likeliest tokens. 0 is off."""
     max_num_seqs: int | None = None
     """Traces written at the same time. None: chosen for the machine."""
 
@@ -190,6 +188,7 @@ class GrpoConfig:
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""
         check_choices(self)
+        parse_mesh(self.mesh)
         if not self.workdir:
             raise UserError("--stage=grpo needs --workdir=DIRECTORY")
         for name, path in (("model", self.model), ("reference.model", self.reference.model)):
@@ -247,9 +246,7 @@ class GrpoConfig:
                 f"--rollout.temperature={rollout.temperature} must be above 0: all traces of a "
                 "prompt would be the same, and nothing could be learnt from them"
             )
-        if not 0 < rollout.top_p <= 1:
-            raise UserError(f"--rollout.top_p={rollout.top_p} must be above 0 and at most 1")
-        at_least("rollout.top_k", rollout.top_k, 0)
+        rollout.check_sampling("rollout.")
         if rollout.max_num_seqs is not None:
             at_least("rollout.max_num_seqs", rollout.max_num_seqs, 1)
         if self.reward.truncated == "shape":

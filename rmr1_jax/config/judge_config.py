@@ -5,30 +5,26 @@ from pathlib import Path
 from typing import Literal
 
 from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
+from rmr1_jax.config.mesh_config import parse_mesh
+from rmr1_jax.config.sampling_config import SamplingOptions
 from rmr1_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
-    """A judge, and how it writes its traces."""
+class JudgeModel:
+    """What judges, and how it is asked."""
 
     model: str = ""
     """The judge: a Hugging Face directory, a converted (Orbax) directory, a training run or a GGUF
     file."""
     prompt: str = ""
     """chain_of_rubrics, reasoning, or a file that holds the prompt. Empty: the model's own."""
-    max_new_tokens: int = 2048
-    """The longest trace, in tokens."""
-    temperature: float = 0.0
-    """0 takes the likeliest token; above 0 samples."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability. 1 is off."""
-    top_k: int = 0
-    """Sample from this many of the likeliest tokens. 0 is off."""
-    min_p: float = 0.0
-    """Leave out tokens below this part of the likeliest one's probability. 0 is off."""
-    seed: int = 0
-    """The same seed gives the same traces."""
+
+
+@dataclass(frozen=True)
+class JudgeOptions(SamplingOptions, JudgeModel):  # the last comes first in --help
+    """A judge, and how it writes its traces."""
+
     votes: int = 1
     """Traces per pair; the verdict is their majority. Needs a temperature above 0."""
     max_num_seqs: int | None = None
@@ -43,6 +39,7 @@ class JudgeOptions:
     def check_judge(self, stage: str) -> None:
         """Refuse what cannot work, before a model is read. Raises UserError."""
         check_choices(self)
+        parse_mesh(self.mesh)
         if not self.model:
             raise UserError(
                 f"--stage={stage} needs --model=PATH: a Hugging Face directory, "
@@ -50,13 +47,8 @@ class JudgeOptions:
             )
         checkpoint_exists("model", self.model)
         at_least("max_new_tokens", self.max_new_tokens, 1)
-        at_least("temperature", self.temperature, 0)
-        at_least("top_k", self.top_k, 0)
+        self.check_sampling()
         at_least("votes", self.votes, 1)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p={self.top_p} must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"--min_p={self.min_p} must be from 0 to 1")
         if self.votes > 1 and self.temperature == 0:
             raise UserError(
                 f"--votes={self.votes} needs --temperature above 0: "

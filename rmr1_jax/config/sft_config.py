@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
+from rmr1_jax.config.mesh_config import parse_mesh
 from rmr1_jax.errors import UserError
 
 Remat = Literal["none", "dots", "attention", "full"]
@@ -154,6 +155,7 @@ class SftConfig:
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""
         check_choices(self)
+        parse_mesh(self.mesh)
         if not self.workdir:
             raise UserError("--stage=sft needs --workdir=DIRECTORY")
         if self.model:

@@ -96,9 +96,9 @@ class Steps:
             )
         )
 
-    def examples_of(self, step: int) -> list[int]:
-        """The indices, in their source, of the examples that all processes learn from in a step."""
-        return self.cache.example[self.plan.sequences_of(step)].tolist()
+    def ids_of(self, step: int) -> list[str]:
+        """The ids of the examples that all processes learn from in a step."""
+        return [self.cache.ids[sequence] for sequence in self.plan.sequences_of(step)]
 
     def _own_rows(self, step: int) -> Int[np.ndarray, " rows"]:
         rows = np.array(self.plan.rows_of(step)).reshape(self.plan.shape.micro_batches, -1)
@@ -125,10 +125,6 @@ class Batches(Iterator[Batch]):
     def step(self) -> int:
         """The step whose batch comes next."""
         return int(self._iterator.get_state()["next_index"])
-
-    def examples_of(self, step: int) -> list[int]:
-        """See `Steps.examples_of`."""
-        return self.steps.examples_of(step)
 
     def get_state(self) -> dict[str, Any]:
         """Where the iterator stands, as plain JSON. Batches read ahead are not counted."""

@@ -4,7 +4,7 @@
               offsets       int64 [N + 1], where each begins
               loss_from     int32 [N]      learning begins at this token of a sequence
               verdict       int32 [N]      the token of the verdict's letter, or -1
-              example       int64 [N]      the index of the example in its source
+              ids.jsonl     the id of each sequence's example
               dropped.jsonl what could not be learnt from, and why
               counts.json   written last
 
@@ -16,11 +16,13 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import batched
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -40,7 +42,7 @@ from rmr1_jax.judging import JudgePrompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 AT_A_TIME = 256  # examples handed to the tokenizer's threads
 PERCENTILES = (50, 90, 99, 100)
 ARRAYS: dict[str, type[np.generic]] = {
@@ -48,17 +50,10 @@ ARRAYS: dict[str, type[np.generic]] = {
     "offsets": np.int64,
     "loss_from": np.int32,
     "verdict": np.int32,
-    "example": np.int64,
 }
-Progress = Callable[[int, int], None]
-"""Called with the examples done and their number."""
-
-
-class Examples(Protocol):
-    """A source: an ExampleSplit, or a list."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Example: ...
+IDS = "ids.jsonl"
+Progress = Callable[[int], None]
+"""Called with the examples done."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,6 @@ class TokenSequence(NamedTuple):
     tokens: Int[np.ndarray, " T"]
     loss_from: int
     verdict: int
-    example: int
 
 
 class TokenCache:
@@ -112,11 +106,11 @@ class TokenCache:
         for part in ("prompt", "trace"):
             record[part] = Lengths(**record[part])
         self.counts = TokenCounts(**record)
-        self.tokens, self.offsets, self.loss_from, self.verdict, self.example = (
+        self.tokens, self.offsets, self.loss_from, self.verdict = (
             np.memmap(directory / name, dtype=dtype, mode="r") for name, dtype in ARRAYS.items()
         )
         kept = self.counts.kept
-        sizes = {len(self.loss_from), len(self.verdict), len(self.example), len(self.offsets) - 1}
+        sizes = {len(self.loss_from), len(self.verdict), len(self.offsets) - 1}
         if sizes != {kept} or len(self.tokens) != self.offsets[-1]:
             raise ValueError(f"{directory}: its files do not fit each other")
         self.lengths: Int[np.ndarray, " N"] = np.diff(self.offsets).astype(np.int32)
@@ -131,8 +125,13 @@ class TokenCache:
             np.asarray(self.tokens[start:end]),
             int(self.loss_from[index]),
             int(self.verdict[index]),
-            int(self.example[index]),
         )
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each sequence's example, read when it is first asked for."""
+        with (self.directory / IDS).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
     def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path]]:
         return TokenCache, (self.directory,)
@@ -162,7 +161,7 @@ def cache_key(
 
 def token_cache(
     root: str | Path,
-    source: Examples,
+    examples: Iterable[Example],
     fingerprint: str,
     tokenizer: "PreTrainedTokenizerBase",
     prompt: JudgePrompt,
@@ -170,7 +169,7 @@ def token_cache(
     *,
     progress: Progress | None = None,
 ) -> TokenCache:
-    """The cache of a source below `root`, made where it is not there yet.
+    """The cache of a source below `root`; only where it is not there yet are `examples` read, once.
 
     A cache appears whole or not at all; a second process that wants the same one waits for it.
     Memory holds some hundred examples at a time, and 24 bytes for each one kept.
@@ -191,7 +190,7 @@ def token_cache(
                     shutil.rmtree(finished)
             shutil.rmtree(part, ignore_errors=True)  # of a killed run
             part.mkdir()
-            _write(part, source, tokenizer, prompt, options, progress)
+            _write(part, examples, tokenizer, prompt, options, progress)
             part.replace(finished)
             return TokenCache(finished)
     except OSError as error:
@@ -211,50 +210,51 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(
     directory: Path,
-    source: Examples,
+    examples: Iterable[Example],
     tokenizer: "PreTrainedTokenizerBase",
     prompt: JudgePrompt,
     options: TokenizeOptions,
     progress: Progress | None,
 ) -> None:
-    total = len(source)
-    if total:
-        check_template(tokenizer, source[0].messages(prompt))
     dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
-    truncated = length = 0
+    total = truncated = length = 0
 
     with ExitStack() as stack:
         files = {name: stack.enter_context((directory / name).open("wb")) for name in ARRAYS}
-        rejects = stack.enter_context((directory / "dropped.jsonl").open("w", encoding="utf-8"))
+        rejects, ids = (
+            stack.enter_context((directory / name).open("w", encoding="utf-8"))
+            for name in ("dropped.jsonl", IDS)
+        )
 
         def put(name: str, values: Any) -> None:
             files[name].write(np.ascontiguousarray(values, ARRAYS[name]).tobytes())
 
         put("offsets", [0])
-        for start in range(0, total, AT_A_TIME):
-            indices = range(start, min(start + AT_A_TIME, total))
-            examples = [source[index] for index in indices]
-            asked = [(example.messages(prompt), example.trace) for example in examples]
-            kept: list[tuple[int, Tokenized]] = []
+        for some in batched(examples, AT_A_TIME):
+            asked = [(example.messages(prompt), example.trace) for example in some]
+            if total == 0:
+                check_template(tokenizer, asked[0][0])
+            kept: list[Tokenized] = []
             results = tokenize_all(tokenizer, asked, options)
-            for index, example, result in zip(indices, examples, results, strict=True):
+            for index, (example, result) in enumerate(zip(some, results, strict=True), total):
                 if isinstance(result, Refusal):
                     dropped[result.reason] += 1
                     line = {"index": index, "id": example.id, **result._asdict()}
                     rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
                 else:
-                    kept.append((index, result))
+                    kept.append(result)
+                    ids.write(json.dumps(example.id, ensure_ascii=False) + "\n")
             if kept:
-                ends = length + np.cumsum([len(result.tokens) for _, result in kept])
+                ends = length + np.cumsum([len(result.tokens) for result in kept])
                 length = int(ends[-1])
                 put("offsets", ends)
-                put("tokens", np.concatenate([result.tokens for _, result in kept]))
-                put("loss_from", [result.loss_from for _, result in kept])
-                put("verdict", [result.verdict for _, result in kept])
-                put("example", [index for index, _ in kept])
-                truncated += sum(result.truncated for _, result in kept)
+                put("tokens", np.concatenate([result.tokens for result in kept]))
+                put("loss_from", [result.loss_from for result in kept])
+                put("verdict", [result.verdict for result in kept])
+                truncated += sum(result.truncated for result in kept)
+            total += len(some)
             if progress is not None:
-                progress(indices.stop, total)
+                progress(total)
     loss_from = np.fromfile(directory / "loss_from", np.int32)
     if not len(loss_from):
         raise UserError(_nothing_left(total, dropped, options))

@@ -1,81 +1,102 @@
-"""Traces to learn from, wherever they lie, as examples in random access.
+"""Traces to learn from, wherever they lie, as a stream of examples.
 
 The layout is that of the released set (`gaotang/RM-R1-Distill-SFT`, spec §1.3): `context_messages`,
 the judge's prompt as it was rendered; `winner`, which there is the trace; perhaps `ground_truth`.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.preference_file import Rejects, RejectsFile
-from rmr1_jax.data.preference_store import ExampleStore, StoreWriter, is_complete
+from rmr1_jax.data.preference_file import RejectsFile
+from rmr1_jax.data.preference_store import ExampleStore, is_complete
 from rmr1_jax.data.row_files import decode_row, row_text
 from rmr1_jax.data.sources import open_source
-from rmr1_jax.data.token_cache import Examples
 from rmr1_jax.errors import UserError
-from rmr1_jax.judging import JudgePrompt, RecordError, chain_of_rubrics, load_prompt, reasoning
+from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.judging import JudgePrompt, RecordError, chain_of_rubrics, reasoning
 
 TRACES = "traces.jsonl"  # what --stage=synthesize writes
 
 
 @dataclass(frozen=True)
 class Traces:
-    """Examples with traces; `fingerprint` changes with them; `rejected` records were none."""
+    """Examples with traces.
 
-    examples: Examples
+    Args:
+      read: gives them all, in order, each time it is called.
+      fingerprint: changes with the files that hold them.
+      prompt: what the first of them answers.
+      rejects: where records go that are no traces.
+    """
+
+    read: Callable[[], Iterator[Example]]
     fingerprint: str
-    rejected: int = 0
+    prompt: JudgePrompt
+    rejects: Path
+
+    @property
+    def rejected(self) -> int:
+        """Records that are no traces, once all were read."""
+        if not self.rejects.exists():
+            return 0
+        with self.rejects.open("rb") as lines:
+            return sum(1 for _ in lines)
 
 
-def open_traces(path: str, spool: Path) -> Traces:
+def open_traces(path: str, record: Path) -> Traces:
     """The traces of a directory made by `--stage=synthesize`, of files, of a store, or on the hub.
 
-    Records are copied once into a store, `spool`, which gives random access without memory; those
-    that are no traces go to `SPOOL.rejects.jsonl`. Raises UserError, also where the files are not
-    those that `spool` was made from.
+    `record` is a JSON file of the run. It says which files the run began with, and the prompt that
+    they answer; a run is resumed with the same files only. Records that are no traces go to
+    `RECORD.rejects.jsonl`. Raises UserError.
     """
+    rejects = RejectsFile(record.with_suffix(".rejects.jsonl"))
     if is_complete(path):
         store = ExampleStore(path)
-        return Traces(store.split("train"), store.fingerprint)
+        split = store.split("train")
+        if not len(split):
+            raise UserError(f"{path} holds no traces in its split train; name another directory")
+
+        def examples() -> Iterator[Example]:
+            return (split[index] for index in range(len(split)))
+
+        return Traces(examples, store.fingerprint, _prompt_of(split[0]), rejects.path)
     inside = Path(path) / TRACES
     name = str(inside) if inside.is_file() else path
-    made_from = {"files": [_described(file) for file in _local_files(name)]}
-    rejects = RejectsFile(spool.with_name(f"{spool.name}.rejects.jsonl"))
-    if is_complete(spool):
-        store = ExampleStore(spool)
-        if store.about["files"] != made_from["files"]:
+    files = [_described(file) for file in _local_files(name)]
+    if record.exists():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept["files"] != files:
             raise UserError(
-                f"{path} has changed since this run began (a copy of what it was is in {spool}); "
+                f"{path} has changed since this run began ({record} says what it was); "
                 "give the same traces, or name another --workdir"
             )
+        prompt = JudgePrompt(**kept["prompt"])
     else:
-        with StoreWriter(spool, "traces") as writer:
-            split = writer.split("train")
-            for number, example in enumerate(_examples(name, rejects)):
-                if number >= split.done:
-                    split.append(example)
-            if not split.count:
-                raise UserError(f"{path} holds no traces: see {rejects.path}")
-            writer.finish(made_from | {"rejected": rejects.count})
-        store = ExampleStore(spool)
-    return Traces(store.split("train"), store.fingerprint, int(store.about["rejected"]))
+        first = next(_examples(name, rejects), None)
+        if first is None:
+            raise UserError(f"{path} holds no traces: see {rejects.path}")
+        prompt = _prompt_of(first)
+        atomic_write(record, json.dumps({"files": files, "prompt": asdict(prompt)}, indent=2))
+    made_from = json.dumps(files or path)
+    fingerprint = hashlib.sha256(made_from.encode()).hexdigest()
+    return Traces(partial(_examples, name, rejects), fingerprint, prompt, rejects.path)
 
 
-def prompt_of_traces(traces: Traces, given: str) -> JudgePrompt:
-    """The prompt that they answer: the given one, else that which the first one has rendered."""
-    if given:
-        return load_prompt(given)
-    messages = traces.examples[0].prompt
-    if not messages:
+def _prompt_of(example: Example) -> JudgePrompt:
+    """The prompt that a trace answers, as it is rendered in it; a pair has none."""
+    if not example.prompt:
         return chain_of_rubrics()
-    system = next((message.content for message in messages if message.role == "system"), None)
+    system = next((message.content for message in example.prompt if message.role == "system"), None)
     return reasoning() if system is None else JudgePrompt("chain_of_rubrics", system)
 
 
-def _examples(name: str, rejects: Rejects) -> Iterator[Example]:
+def _examples(name: str, rejects: RejectsFile) -> Iterator[Example]:
     source = open_source(name)
     seen: set[bytes] = set()
     for row in source.rows():

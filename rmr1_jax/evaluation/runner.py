@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from rmr1_jax.config import SamplingOptions
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation.record import Item, Key, Record, Rule, grade
 from rmr1_jax.judging import Preference, Side
@@ -57,7 +58,7 @@ def positions(items: Sequence[Item], order: Order) -> list[tuple[Side, ...]]:
 
 
 if TYPE_CHECKING:  # the judge brings jax, which scoring does without
-    from rmr1_jax.sampling.judge import Judge, Judgement, Progress, SamplingOptions
+    from rmr1_jax.sampling.judge import Judge, Judgement, Progress
 
 
 class Task(NamedTuple):
@@ -109,7 +110,7 @@ def judge_tasks(
     judge: "Judge",
     tasks: Sequence[Task],
     prompt_tokens: Sequence[int],
-    options: "SamplingOptions",
+    options: SamplingOptions,
     *,
     votes: int = 1,
     budget: int | None = None,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.typing import DTypeLike
 
+from rmr1_jax.config import Sampling
 from rmr1_jax.data.prompt_set import Prompt
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.model_config import ModelConfig
@@ -32,7 +33,7 @@ class Rollout:
       max_new_tokens: the longest response; less where the model's context ends before.
       stop_ids: tokens that end a response.
       prefix: tokens that prompts begin with, computed once a call of `sample` for all of them.
-      temperature, top_p, top_k: of the distribution that is drawn from.
+      sampling: the distribution that is drawn from.
 
     Attributes:
       engine: what samples.
@@ -50,13 +51,10 @@ class Rollout:
         max_new_tokens: int,
         stop_ids: Sequence[int],
         prefix: Sequence[int] = (),
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        sampling: Sampling,
     ) -> None:
-        self.model, self.max_new_tokens = model, max_new_tokens
+        self.model, self.max_new_tokens, self.sampling = model, max_new_tokens, sampling
         self.stop_ids, self.prefix = tuple(sorted(set(stop_ids))), worth_sharing(prefix)
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.reshard_seconds = 0.0
         self._reshard = make_reshard(model, sharding, dtype)
         self.engine = Scheduler(
@@ -135,7 +133,5 @@ class Rollout:
             stop_ids=self.stop_ids,
             seed=seed,
             index=index,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
+            sampling=self.sampling,
         )

@@ -96,9 +96,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_response,
             stop_ids=stop_ids,
             prefix=prompts.shared.tolist(),
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
+            sampling=config.rollout,
         )
         optimizer = make_optimizer(config.optimizer, self.steps * config.updates)
         self._schedule = learning_rate(config.optimizer, self.steps * config.updates)

@@ -35,7 +35,7 @@ from rmr1_jax.sampling.decode_state import (
     slot_of_query,
 )
 from rmr1_jax.sampling.prefill import Decoder, Prefix, prefill
-from rmr1_jax.sampling.sampler import Sampled, SamplingParams, is_stop, request_uniform, sample
+from rmr1_jax.sampling.sampler import Sampled, is_stop, request_uniform, sample
 
 
 def unstack_layers(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
@@ -241,13 +241,10 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
         slots.request % state.group_size,
         slots.written,
     )
-    params = SamplingParams(
-        jnp.where(live, requests.temperature[entry], 0.0),  # idle slots never wake the sampler
-        requests.top_p[entry],
-        requests.top_k[entry],
-        requests.min_p[entry],
-    )
-    drawn = sample(logits, uniform, params)
+    sampling = jax.tree.map(lambda values: values[entry], requests.sampling)
+    # Idle slots never wake the sampler.
+    sampling = sampling._replace(temperature=jnp.where(live, sampling.temperature, 0.0))
+    drawn = sample(logits, uniform, sampling)
     compared = jnp.take_along_axis(logits, requests.compare_ids[entry], axis=-1)
     logit_diffs = compared[:, 0] - compared[:, 1]
 

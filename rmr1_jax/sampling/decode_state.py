@@ -16,6 +16,7 @@ from rmr1_jax.models.kv_cache import (
     resize_cache,
 )
 from rmr1_jax.models.model_config import ModelConfig
+from rmr1_jax.sampling.sampler import SamplingParams
 
 IDLE = -1
 NOT_WAITING = jnp.iinfo(jnp.int32).max
@@ -40,10 +41,7 @@ class Requests:
     compare_ids: Int[Array, "Q 2"]  # two tokens whose logits are compared at every step
     seed: UInt32[Array, "Q"]
     index: Int[Array, "Q"]  # the prompt's identity in the random stream
-    temperature: Float[Array, "Q"]
-    top_p: Float[Array, "Q"]
-    top_k: Int[Array, "Q"]
-    min_p: Float[Array, "Q"]
+    sampling: SamplingParams
 
     @staticmethod
     def empty(entries: int, prompt_length: int, stop_ids: int = 8) -> "Requests":
@@ -60,10 +58,12 @@ class Requests:
             compare_ids=fill(0, jnp.int32, 2),
             seed=fill(0, jnp.uint32),
             index=fill(0),
-            temperature=fill(0, jnp.float32),
-            top_p=fill(1, jnp.float32),
-            top_k=fill(0),
-            min_p=fill(0, jnp.float32),
+            sampling=SamplingParams(
+                temperature=fill(0, jnp.float32),
+                top_p=fill(1, jnp.float32),
+                top_k=fill(0),
+                min_p=fill(0, jnp.float32),
+            ),
         )
 
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rmr1_jax.distributed.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.config import SamplingOptions
+from rmr1_jax.config.mesh_config import parse_mesh
+from rmr1_jax.distributed.mesh import check_mesh, make_mesh
 from rmr1_jax.distributed.sharding_rules import DECODING_RULES, axis_sizes, even_rules, shardings
 from rmr1_jax.judging import JudgePrompt, Message, Preference, load_prompt
 from rmr1_jax.models.checkpoint import (
@@ -34,18 +36,7 @@ __all__ = ["Judge", "Judgement", "Progress", "SamplingOptions", "choose_prompt"]
 # The assistant tag of the R1-distilled chat templates: such models get the reasoning prompt.
 R1_ASSISTANT_TAG = "<｜Assistant｜>"  # noqa: RUF001
 STREAM_STEPS = 8
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How traces are sampled. Changing any of them recompiles nothing, except a longer trace."""
-
-    max_new_tokens: int = 2048
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
+GREEDY = SamplingOptions()
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ class Judge:
     def judge(
         self,
         preferences: Iterable[Preference | Sequence[Mapping[str, str]]],
-        options: SamplingOptions = SamplingOptions(),
+        options: SamplingOptions = GREEDY,
         *,
         samples: int = 1,
         indices: Iterable[int] | None = None,
@@ -222,7 +213,7 @@ class Judge:
         yield from settled(1)
 
     def stream(
-        self, preference: Preference, options: SamplingOptions = SamplingOptions()
+        self, preference: Preference, options: SamplingOptions = GREEDY
     ) -> Generator[str, None, Judgement]:
         """Yield the trace as it is written, in pieces; the generator returns the `Judgement`."""
         tokens = self.prompt_tokens(preference)
@@ -270,10 +261,7 @@ class Judge:
             compare_ids=self.reader.compare_ids or (0, 0),
             seed=options.seed,
             index=index,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
+            sampling=options,
         )
 
     def _engine(self, samples: int, slots: int, chunk_steps: int) -> Scheduler:

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from rmr1_jax.config import Sampling
 from rmr1_jax.errors import UserError
 from rmr1_jax.sampling.decode_programs import MAX_STOP_IDS, Programs, cache_length, prompt_width
 from rmr1_jax.sampling.decode_state import NOT_WAITING, Counters, EngineState, Outputs, Requests
 
+GREEDY = Sampling()
 FinishReason = Literal["stop", "length"]
 FINISH_REASONS: dict[int, FinishReason | None] = {
     Outputs.RUNNING: None,
@@ -34,10 +36,7 @@ class Request:
     compare_ids: tuple[int, int] = (0, 0)  # two tokens whose logits are compared at every step
     seed: int = 0
     index: int = 0  # the prompt's identity in the random stream
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,9 @@ class Queue:
             table.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
             table.seed[slot] = np.uint32(request.seed & 0xFFFFFFFF)
             table.compare_ids[slot] = request.compare_ids
-            for name in ("max_new_tokens", "index", "temperature", "top_p", "top_k", "min_p"):
-                getattr(table, name)[slot] = getattr(request, name)
+            table.max_new_tokens[slot], table.index[slot] = request.max_new_tokens, request.index
+            for name, values in table.sampling._asdict().items():
+                values[slot] = getattr(request.sampling, name)
             view.finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
             view.length[slot * G : (slot + 1) * G] = 0
         self.table = table

@@ -31,7 +31,7 @@ from rmr1_jax.evaluation.results import Results, item_to_json
 from rmr1_jax.evaluation.runner import Task, judge_tasks, parse_order, positions, spread, tasks_of
 from rmr1_jax.evaluation.scores import score_run
 from rmr1_jax.io.atomic_write import atomic_write
-from rmr1_jax.stages.judge_stage import judge_settings, load_judge, sampling_options
+from rmr1_jax.stages.judge_stage import judge_settings, load_judge
 
 if TYPE_CHECKING:
     from rmr1_jax.sampling.judge import Judge
@@ -206,7 +206,7 @@ def judge_benchmark(
                 judge,
                 [tasks[number] for number in rest],
                 [lengths[number] for number in rest],
-                sampling_options(config),
+                config,
                 votes=votes,
                 budget=config.budget,
                 rule=rule,

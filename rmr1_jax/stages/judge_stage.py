@@ -5,12 +5,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rmr1_jax.config import JudgeConfig, JudgeOptions
+from rmr1_jax.config import JudgeConfig, JudgeOptions, SamplingOptions
 from rmr1_jax.data.preference_file import RejectsFile, read_preferences
 from rmr1_jax.distributed.rendezvous import is_one_of_several
 from rmr1_jax.errors import UserError
@@ -20,7 +21,7 @@ from rmr1_jax.io.record_log import GO_ON, RecordLog
 from rmr1_jax.judging import Preference, preference_from_record
 
 if TYPE_CHECKING:  # the judge brings jax, which nothing before the model needs
-    from rmr1_jax.sampling.judge import Judge, Judgement, Progress, SamplingOptions
+    from rmr1_jax.sampling.judge import Judge, Judgement, Progress
 
 # Pairs given to the judge whose records are not written yet. One slow trace holds back the records
 # of all pairs after it, and this bounds what waits in memory.
@@ -122,7 +123,7 @@ def judge_rest(
             for preference, orders in in_input_order(
                 judge,
                 rest,
-                sampling_options(config),
+                config,
                 samples=config.votes,
                 swap=config.swap,
                 first_index=done,
@@ -162,7 +163,7 @@ def _first_decides[T](decide: Callable[[], T], about: object) -> T:
 def in_input_order(
     judge: "Judge",
     preferences: Iterable[Preference],
-    options: "SamplingOptions",
+    options: SamplingOptions,
     *,
     samples: int,
     swap: bool,
@@ -266,13 +267,11 @@ def judge_one_pair(config: JudgeConfig) -> int:
 
 def _judge_aloud(judge: "Judge", preference: Preference, config: JudgeConfig) -> list["Judgement"]:
     if config.votes > 1:
-        _, judgements = next(
-            iter(judge.judge([preference], sampling_options(config), samples=config.votes))
-        )
+        _, judgements = next(iter(judge.judge([preference], config, samples=config.votes)))
         for judgement in judgements:
             print(judgement.trace.strip(), end="\n---\n")
         return judgements
-    pieces = judge.stream(preference, sampling_options(config))
+    pieces = judge.stream(preference, config)
     while True:
         try:
             print(next(pieces), end="", flush=True)
@@ -299,19 +298,6 @@ def load_judge(config: JudgeOptions) -> "Judge":
     return judge
 
 
-def sampling_options(config: JudgeOptions) -> "SamplingOptions":
-    from rmr1_jax.sampling.judge import SamplingOptions
-
-    return SamplingOptions(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        seed=config.seed,
-    )
-
-
 def rejects_path(output: str) -> Path:
     """`verdicts.jsonl` -> `verdicts.rejects.jsonl`."""
     return Path(output).with_name(Path(output).stem + ".rejects.jsonl")
@@ -331,7 +317,7 @@ def judge_settings(config: JudgeOptions) -> dict[str, object]:
     from rmr1_jax.models.checkpoint import default_dtype, fingerprint
 
     model = Path(config.model)
-    sampling = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed"]
+    sampling = [field.name for field in fields(SamplingOptions)]
     return {
         "model": str(model.resolve()),
         "model_sha256": fingerprint(model) if model.exists() else "",

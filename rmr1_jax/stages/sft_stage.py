@@ -10,11 +10,11 @@ import jax
 from rmr1_jax.config import SftConfig
 from rmr1_jax.data.token_cache import TokenCache, token_cache
 from rmr1_jax.data.tokenize import TokenizeOptions
-from rmr1_jax.data.traces import Traces, open_traces, prompt_of_traces
+from rmr1_jax.data.traces import Traces, open_traces
 from rmr1_jax.distributed.hosts import log_primary, run_on_primary
 from rmr1_jax.io.progress import bar
 from rmr1_jax.io.run_directory import open_workdir
-from rmr1_jax.judging import JudgePrompt
+from rmr1_jax.judging import JudgePrompt, load_prompt
 from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenizer
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.presets import toy_model
@@ -33,7 +33,8 @@ from rmr1_jax.training.training_run import (
 )
 
 # What a run makes from its options before the first step.
-MADE_AGAIN = (SIDECAR_FILES, ROWS, "traces", "validation_traces")
+TRACES, VALIDATION = "traces.json", "validation_traces.json"
+MADE_AGAIN = (SIDECAR_FILES, ROWS, TRACES, VALIDATION)
 FAR = 0.15  # it is said when the traces a step differ from batch_size by more
 
 
@@ -47,10 +48,8 @@ def run(config: SftConfig) -> int:
     base = load_config(config.model) if config.model else toy_model()
     sharding = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
     goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
-    traces = run_on_primary(
-        lambda: open_traces(config.data.train, workdir / "traces"), about=workdir
-    )
-    prompt = prompt_of_traces(traces, config.data.prompt)
+    traces = run_on_primary(lambda: open_traces(config.data.train, workdir / TRACES), about=workdir)
+    prompt = load_prompt(config.data.prompt) if config.data.prompt else traces.prompt
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
     lora = lora_of(config)
     write_model_sidecar_files(config, model, prompt, lora)
@@ -59,8 +58,7 @@ def run(config: SftConfig) -> int:
     other = None
     if config.data.validation:
         held_out = run_on_primary(
-            lambda: open_traces(config.data.validation, workdir / "validation_traces"),
-            about=workdir,
+            lambda: open_traces(config.data.validation, workdir / VALIDATION), about=workdir
         )
         other = tokenise(config, held_out, tokenizer, prompt, "validation traces")
     material = make_material(config, cache, other, sharding)
@@ -76,7 +74,6 @@ def run(config: SftConfig) -> int:
         params,
         rest,
         dtype=dtype,
-        name_example=lambda index: traces.examples[index].id,
         verdicts=verdicts,
     )
     title = f"{workdir.name}: supervised fine-tuning"
@@ -91,17 +88,17 @@ def tokenise(
         config.data.max_length, config.data.loss_on_header, config.data.overlong
     )
     quiet = jax.process_index() != 0
-    with bar(f"tokenizing {what}", len(traces.examples), quiet=quiet) as tokenized:
+    with bar(f"tokenizing {what}", None, quiet=quiet) as tokenized:
 
         def make() -> TokenCache:
             return token_cache(
                 Path(config.workdir) / "tokens",
-                traces.examples,
+                traces.read(),
                 traces.fingerprint,
                 tokenizer,
                 prompt,
                 options,
-                progress=lambda done, total: tokenized.reach(done),
+                progress=tokenized.reach,
             )
 
         return run_on_primary(make, about=config.workdir)

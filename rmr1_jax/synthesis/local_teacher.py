@@ -9,6 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmr1_jax.config import SamplingOptions
 from rmr1_jax.errors import UserError
 from rmr1_jax.synthesis.teachers import ExampleRefused, Reply, Request
 
@@ -72,7 +73,7 @@ class LocalTeacher:
                 _settle(asked[1], error)
 
     def _answer(self, under_way: dict[int, Future[Reply]]) -> None:
-        from rmr1_jax.sampling.judge import Judge, SamplingOptions
+        from rmr1_jax.sampling.judge import Judge
 
         options = SamplingOptions(max_new_tokens=self.max_new_tokens, temperature=self._temperature)
         judge, first_index = None, 0

@@ -140,7 +140,6 @@ class Sft:
       params: what is trained, placed: all weights to start from, or new adapters.
       base: the weights that are not trained, where there are adapters.
       total_steps: of the whole run; the schedule ends there.
-      name_example: index of an example -> its id.
       verdicts: judges pairs at each validation; None where there are none.
     """
 
@@ -154,11 +153,10 @@ class Sft:
         base: Params,
         *,
         dtype: str,
-        name_example: Callable[[int], str],
         verdicts: VerdictCheck | None = None,
     ) -> None:
         self.config, self.model, self.material = config, model, material
-        self.sharding, self.verdicts, self._name_example = sharding, verdicts, name_example
+        self.sharding, self.verdicts = sharding, verdicts
         self.steps = min(material.train.steps, config.max_steps or material.train.steps)
         optimizer = make_optimizer(config.optimizer, self.steps)
         self._schedule = learning_rate(config.optimizer, self.steps)
@@ -266,5 +264,4 @@ class Sft:
         }
 
     def _name_batch(self, step: int) -> str:
-        examples = self._batches.examples_of(step - 1)
-        return name_some([self._name_example(example) for example in examples])
+        return name_some(self._batches.steps.ids_of(step - 1))

@@ -12,8 +12,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from rmr1_jax.config.mesh_config import parse_mesh
 from rmr1_jax.distributed.hosts import part_here, to_devices
-from rmr1_jax.distributed.mesh import check_mesh, make_mesh, parse_mesh
+from rmr1_jax.distributed.mesh import check_mesh, make_mesh
 from rmr1_jax.distributed.sharding_rules import (
     TRAINING_RULES,
     Rules,

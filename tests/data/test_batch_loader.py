@@ -181,11 +181,12 @@ def test_a_step_names_its_examples(
     cache: TokenCache, train: Plan, traced: list[Example], chatml: PreTrainedTokenizerFast
 ) -> None:
     iterator = batches(cache, train, loss="sequence_mean")
+    traces = {example.id: example.trace or "" for example in traced}
     for step, batch in enumerate(iterator):
-        numbers = iterator.examples_of(step)
-        assert len(numbers) == (batch.positions == 0)[batch.segment_ids > 0].sum()
+        ids = iterator.steps.ids_of(step)
+        assert len(ids) == (batch.positions == 0)[batch.segment_ids > 0].sum()
         text = chatml.decode(batch.tokens.reshape(-1))
-        assert all((traced[number].trace or "")[:40] in text for number in numbers)
+        assert all(traces[id][:40] in text for id in ids)
 
 
 def test_the_cache_may_have_been_read_from_elsewhere(

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from rmr1_jax.data import token_cache as module
 from rmr1_jax.data.example import Example
-from rmr1_jax.data.preference_store import ExampleStore, StoreWriter
 from rmr1_jax.data.token_cache import TokenCache, cache_key, token_cache
 from rmr1_jax.data.tokenize import Tokenized, TokenizeOptions, tokenize
 from rmr1_jax.errors import UserError
@@ -47,7 +46,7 @@ def test_holds_what_the_tokenizer_gives(
         assert isinstance(expected, Tokenized)
         assert sequence.tokens.tolist() == expected.tokens.tolist()
         assert (sequence.loss_from, sequence.verdict) == expected[1:3]
-        assert sequence.example == index
+        assert cache.ids[index] == example.id
         assert cache.lengths[index] == len(expected.tokens)
         assert cache.loss_lengths[index] == len(expected.tokens) - expected.loss_from
 
@@ -59,11 +58,11 @@ def test_is_the_same_however_many_are_tokenised_at_a_time(
     expected = make()
     monkeypatch.setattr(module, "AT_A_TIME", at_a_time)
     (tmp_path / expected.key).rename(tmp_path / "other")
-    seen: list[tuple[int, int]] = []
-    cache = make(progress=lambda done, total: seen.append((done, total)))
+    seen: list[int] = []
+    cache = make(progress=seen.append)
     for name in module.ARRAYS:
         assert np.array_equal(getattr(cache, name), getattr(expected, name))
-    assert seen[-1] == (30, 30) and len(seen) == -(-30 // at_a_time)
+    assert seen[-1] == 30 and len(seen) == -(-30 // at_a_time)
 
 
 def test_counts_and_names_what_is_dropped(
@@ -88,7 +87,7 @@ def test_counts_and_names_what_is_dropped(
     lines = (cache.directory / "dropped.jsonl").read_text().splitlines()
     dropped = [json.loads(line) for line in lines]
     assert len(dropped) == sum(counts.dropped.values())
-    assert {line["index"] for line in dropped} | set(cache.example.tolist()) == set(range(31))
+    assert {line["id"] for line in dropped} | set(cache.ids) == {example.id for example in source}
     assert dropped[0] == {
         "index": 0,
         "id": "pair 0",
@@ -97,25 +96,10 @@ def test_counts_and_names_what_is_dropped(
     }
 
 
-def test_reads_a_store(
-    tmp_path: Path, traced: list[Example], chatml: PreTrainedTokenizerFast
-) -> None:
-    with StoreWriter(tmp_path / "store", "traces", 8) as writer:
-        for example in traced:
-            writer.split("train").append(example)
-        writer.finish({})
-    store = ExampleStore(tmp_path / "store")
-    from_store = token_cache(
-        tmp_path / "a", store.split("train"), store.fingerprint, chatml, PROMPT, OPTIONS
-    )
-    from_list = token_cache(tmp_path / "b", traced, "list", chatml, PROMPT, OPTIONS)
-    assert np.array_equal(from_store.tokens, from_list.tokens)
-
-
 class TestUsedAgain:
     def test_without_asking_the_source(self, make: Callable[..., TokenCache]) -> None:
         class Silent(list[Example]):
-            def __getitem__(self, index: object) -> Example:  # type: ignore[override]
+            def __iter__(self) -> Iterator[Example]:
                 raise AssertionError("the source was read again")
 
         first = make()
@@ -147,7 +131,7 @@ class TestUsedAgain:
     def test_not_if_a_killed_run_left_it_half_made(
         self, make: Callable[..., TokenCache], tmp_path: Path
     ) -> None:
-        def killed(done: int, total: int) -> None:
+        def killed(done: int) -> None:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rmr1_jax.distributed.mesh import AXES, MeshShape, check_mesh, make_mesh, parse_mesh
+from rmr1_jax.config.mesh_config import AXES, MeshShape, parse_mesh
+from rmr1_jax.distributed.mesh import check_mesh, make_mesh
 from rmr1_jax.distributed.sharding_rules import DECODING_RULES, TRAINING_RULES, Rules
 from rmr1_jax.errors import UserError
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.distributed.mesh import MeshShape, check_mesh, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import check_mesh, make_mesh
 from rmr1_jax.distributed.sharding_rules import (
     DECODING_RULES,
     TRAINING_RULES,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import (
     DECODING_RULES,
     TRAINING_RULES,

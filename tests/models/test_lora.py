@@ -14,7 +14,8 @@ from peft import PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, axis_sizes, shardings
 from rmr1_jax.errors import UserError
 from rmr1_jax.models import lora, transformer

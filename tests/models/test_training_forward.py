@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, partition_spec, shardings
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import (

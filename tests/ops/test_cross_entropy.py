@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, partition_spec
 from rmr1_jax.ops import cross_entropy
 from rmr1_jax.ops.cross_entropy import (

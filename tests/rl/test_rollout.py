@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmr1_jax.config import Sampling
+from rmr1_jax.config.mesh_config import MeshShape
 from rmr1_jax.data.prompt_set import Prompt
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, even_rules
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.lora import Lora, combine, merge, random_adapters
@@ -61,6 +63,7 @@ def make_rollout(sharding: ShardingPlan, model: ModelConfig = CONFIG, **options:
         "slots": 4,
         "max_new_tokens": LONGEST,
         "stop_ids": STOP_IDS,
+        "sampling": Sampling(temperature=1.0),
     }
     return Rollout(model, sharding, **defaults | options)
 

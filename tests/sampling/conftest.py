@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmr1_jax.config import Sampling
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, forward, random_params
 from rmr1_jax.sampling.decode_loop import unstack_layers
@@ -66,7 +67,7 @@ def random_requests(
             tokens=rng.integers(0, VOCAB, rng.integers(1, longest_prompt + 1)).tolist(),
             max_new_tokens=int(rng.integers(1, longest_response + 1)),
             index=index,
-            **options,
+            sampling=Sampling(**options),
         )
         for index in range(count)
     ]

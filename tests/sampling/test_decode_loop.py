@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from rmr1_jax.config import Sampling
 from rmr1_jax.models.kv_cache import empty_cache
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
@@ -103,7 +104,7 @@ def test_samples_follow_the_distribution_of_the_model(
     samples = 2048
     prompt = [5, 17, 60]
     many = Scheduler(config, weights, slots=256, group_size=samples)
-    [found] = answers(many, [Request(prompt, 1, temperature=1.0)])
+    [found] = answers(many, [Request(prompt, 1, sampling=Sampling(temperature=1.0))])
     counts = np.bincount([int(sample.tokens[0]) for sample in found], minlength=VOCAB)
     expected = np.asarray(jax.nn.softmax(logits_of(prompt)[-1]), np.float64) * samples
     likely = expected >= 5
@@ -277,7 +278,7 @@ def one_program(config: ModelConfig, samples: int, slots: int) -> tuple[Callable
         length=jnp.array([len(r.tokens) for r in requests]),
         max_new_tokens=column("max_new_tokens", jnp.int32),
         index=column("index", jnp.int32),
-        temperature=column("temperature", jnp.float32),
+        sampling=table.sampling._replace(temperature=jnp.ones(8)),
     )
     state = init_state(
         config,

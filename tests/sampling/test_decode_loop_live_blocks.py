@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from rmr1_jax.distributed.mesh import MeshShape, make_mesh
+from rmr1_jax.config.mesh_config import MeshShape
+from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.ops import decode_kernel

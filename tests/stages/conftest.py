@@ -18,19 +18,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from rmr1_jax.config import SamplingOptions
 from rmr1_jax.judging import Preference, chain_of_rubrics, parse
 from rmr1_jax.main import main
 from tests.stages.tiny_grpo import write_model, write_pairs
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    max_new_tokens: int = 2048
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,9 +155,7 @@ def fake_judge(monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
             return judge
 
     module = ModuleType("rmr1_jax.sampling.judge")
-    vars(module).update(
-        Judge=Judge, Judgement=Judgement, Progress=Progress, SamplingOptions=SamplingOptions
-    )
+    vars(module).update(Judge=Judge, Judgement=Judgement, Progress=Progress)
     monkeypatch.setitem(sys.modules, "rmr1_jax.sampling.judge", module)
     return judge
 

@@ -175,7 +175,7 @@ def test_a_slow_pair_holds_back_a_bounded_number_of_others(stage: Any, fake_judg
     ordered = judge_stage.in_input_order(
         fake_judge,
         reading(),
-        judge_stage.sampling_options(judge_stage.JudgeConfig()),
+        judge_stage.JudgeConfig(),
         samples=1,
         swap=True,
         first_index=0,
@@ -190,7 +190,7 @@ def test_a_slow_pair_holds_back_a_bounded_number_of_others(stage: Any, fake_judg
 def test_the_fake_judge_is_called_as_the_real_one_is(fake_judge: Any) -> None:
     fake = sys.modules.pop("rmr1_jax.sampling.judge")
     real = importlib.import_module("rmr1_jax.sampling.judge")
-    for name in ("Judgement", "Progress", "SamplingOptions"):
+    for name in ("Judgement", "Progress"):
         known = {field.name for field in fields(getattr(real, name))}
         assert {field.name for field in fields(getattr(fake, name))} <= known
     for method in ("judge", "stream"):

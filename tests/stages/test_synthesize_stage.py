@@ -497,7 +497,7 @@ class TestLocal:
                     )
 
         module = ModuleType("rmr1_jax.sampling.judge")
-        vars(module).update(Judge=Judge, SamplingOptions=SimpleNamespace)
+        vars(module).update(Judge=Judge)
         monkeypatch.setitem(sys.modules, "rmr1_jax.sampling.judge", module)
         return loaded
 
