@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rmr1_jax.evaluation.record import Record
 from rmr1_jax.evaluation.report_samples import read_items
 from rmr1_jax.evaluation.results import Results
-from rmr1_jax.evaluation.templates import STYLE, render, source
+from rmr1_jax.io.page import render, style
 from rmr1_jax.judging import Message, Preference, Side, combine_orders, unswap
 from rmr1_jax.judging.markup import highlighted
 
@@ -155,8 +155,9 @@ def _pair(item: Mapping[str, Any], record: Record) -> Preference:
 
 def _shown(show: str, **about: Any) -> Html:
     # Nested in a rule of its own, the page's style reaches nothing else: its root becomes the rule.
-    style = FRAME % source(STYLE).replace(":root", "&")
-    return Html(render("notebook.html.jinja", show=show, about=about, style=Markup(style)))
+    nested = Markup(FRAME % style().replace(":root", "&"))
+    template = "notebook.html.jinja"
+    return Html(render("rmr1_jax.evaluation", template, show=show, about=about, style=nested))
 
 
 def _notes(pair: Preference, verdict: Side | None, side: Side) -> list[tuple[str, str]]:

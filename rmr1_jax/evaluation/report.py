@@ -1,14 +1,10 @@
 """An evaluation, or several side by side, as one page that opens offline."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.evaluation import report_published, report_scores
@@ -28,9 +24,9 @@ from rmr1_jax.evaluation.report_samples import (
 )
 from rmr1_jax.evaluation.report_scores import Number
 from rmr1_jax.evaluation.results import SCORES, Results
-from rmr1_jax.evaluation.templates import STYLE, render, source
 from rmr1_jax.evaluation.votes import outcome
 from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.io.page import render_page
 
 REPORT = "report.html"
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
@@ -59,8 +55,10 @@ def write_report(output: Path, *, samples: int = 1000) -> Path:
         if name in scores
     ]
     carried, sampled = _samples(results, records, samples)
-    text = _render(
+    text = render_page(
+        "rmr1_jax.evaluation",
         "report.html.jinja",
+        "browser.js",
         model=model,
         judged=_judged(records),
         prompt=info.get("prompt_source"),
@@ -112,8 +110,10 @@ def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int
         json.dumps(compared, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )
     carried, sampled = comparison_samples(compared, results, records, samples)
-    text = _render(
+    text = render_page(
+        "rmr1_jax.evaluation",
         "comparison.html.jinja",
+        "browser.js",
         runs=names,
         models=[_model(each.output, each.run_info() or {}) for each in results],
         data=embedded(carried) if carried["samples"] else "",
@@ -121,21 +121,6 @@ def write_comparison(outputs: Sequence[Path], destination: Path, *, samples: int
         **comparison_view(compared),
     )
     return atomic_write(destination / COMPARISON_PAGE, text)
-
-
-def _render(template: str, **context: Any) -> str:
-    """A page, with the one script that may run in it named in its policy by what it says."""
-    script = source("page.js.jinja")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return render(
-        template,
-        css=Markup(source(STYLE)),
-        script=Markup(script),
-        policy=Markup(
-            f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        ),
-        **context,
-    )
 
 
 def _read_scores(file: Path) -> tuple[dict[str, Any], datetime]:

@@ -4,15 +4,13 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-
 from rmr1_jax.io.atomic_write import atomic_write
+from rmr1_jax.io.page import render_page
 from rmr1_jax.judging import Side, answer
 from rmr1_jax.judging.markup import highlighted
 from rmr1_jax.training.metrics import keep_until
@@ -51,7 +49,6 @@ class SampleLog:
     def __init__(self, workdir: Path, *, after: int) -> None:
         self.path, self.page = workdir / SAMPLES, workdir / PAGE
         self._title = workdir.name
-        self._template = page_template()
         # Read once: the file grows for as long as the run, the page does not.
         self._groups: deque[list[Record]] = deque(maxlen=GROUPS_SHOWN)
         keep_until(self.path, after)
@@ -76,7 +73,14 @@ class SampleLog:
             (step, [card(group) for group in groups])
             for step, groups in groupby(self._groups, lambda group: group[0]["step"])
         ]
-        text = self._template.render(title=self._title, steps=steps[::-1], file=SAMPLES)
+        text = render_page(
+            "rmr1_jax.rl",
+            "samples.html.jinja",
+            "samples.js",
+            title=self._title,
+            steps=steps[::-1],
+            file=SAMPLES,
+        )
         atomic_write(self.page, text)
 
 
@@ -122,11 +126,3 @@ def outcome(record: Record) -> str:
     if record["verdict"] is None:
         return "none"
     return "right" if record["verdict"] == record["label"] else "wrong"
-
-
-def page_template() -> Template:
-    file = resources.files("rmr1_jax.rl") / "samples.html.jinja"
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(file.read_text(encoding="utf-8"))
