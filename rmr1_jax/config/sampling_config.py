@@ -31,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Sampling):
-    """How traces are sampled. Changing any of them recompiles nothing, except a longer trace."""
+    """How traces are sampled. Only longer traces may compile another program."""
 
     max_new_tokens: int = 2048
     """The longest trace, in tokens."""

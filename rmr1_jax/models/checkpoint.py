@@ -1,8 +1,9 @@
-"""Checkpoints of every format: recognise and load them, and write ours with Orbax.
+"""Checkpoints of every format: recognise and load them, and write Orbax checkpoints.
 
-An Orbax checkpoint of ours is a directory that explains itself: `weights/` (Orbax), `config.json`,
+An Orbax checkpoint is a self-contained directory: `weights/` (Orbax), `config.json`,
 `generation_config.json` and the tokenizer files as in a Hugging Face checkpoint, and a marker file.
-A training run is one too: `checkpoints/STEP/weights`, and the other files in `model/`.
+The directory of a training run is one too: it has `checkpoints/STEP/weights`, and the other files
+in `model/`.
 """
 
 import gc
@@ -25,9 +26,15 @@ import orbax.checkpoint as ocp
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import read_marker, replace_directory
-from rmr1_jax.models.gguf import GgufSource, gguf_config
-from rmr1_jax.models.gguf_tokenizer import write_gguf_tokenizer
-from rmr1_jax.models.huggingface import PROMPT_FILE, has_tokenizer, write_json, write_sidecar_files
+from rmr1_jax.models.gguf import GgufSource, gguf_config, write_gguf_tokenizer
+from rmr1_jax.models.huggingface import (
+    PROMPT_FILE,
+    SafetensorsSource,
+    has_tokenizer,
+    parse_dtype,
+    write_json,
+    write_sidecar_files,
+)
 from rmr1_jax.models.lora import (
     Lora,
     adapter_scales,
@@ -37,7 +44,6 @@ from rmr1_jax.models.lora import (
     split_trainable,
 )
 from rmr1_jax.models.model_config import ModelConfig, load_hf_config, read_json
-from rmr1_jax.models.safetensors_files import SafetensorsSource, parse_dtype
 from rmr1_jax.models.weight_map import (
     Source,
     assemble,
@@ -55,8 +61,8 @@ if TYPE_CHECKING:
 Format = Literal["huggingface", "gguf", "orbax", "adapters"]
 WEIGHTS = "weights"
 CHECKPOINTS, SIDECAR_FILES = "checkpoints", "model"
-LORA = "lora.json"  # beside the tokenizer of a run whose checkpoints hold adapters only
-ENDS = 1 << 16  # bytes that a fingerprint reads at each end of a file
+LORA = "lora.json"  # beside the tokenizer of a run whose checkpoints hold only adapters
+ENDS = 1 << 16  # bytes that `fingerprint` reads at each end of a file
 
 
 def recognise(path: str | Path) -> tuple[Format, Path]:
@@ -93,10 +99,10 @@ def default_dtype() -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 that tells whether the checkpoint in a place is still the same one.
+    """A SHA-256 that tells whether the checkpoint at a path is still the same one.
 
     It covers names, sizes and both ends of the files. Different weights differ there, and reading
-    everything would take long.
+    everything would take too long.
     """
     _, place = recognise(path)
     digest = hashlib.sha256()
@@ -146,17 +152,17 @@ def load_model(
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Config and parameters (a nested dict of arrays) of a checkpoint of any format.
 
-    Adapters of a LoRA run are merged into their model.
+    The adapters of a LoRA run are merged into their model.
 
     Args:
       path: a Hugging Face directory, a GGUF file, an Orbax directory or that of a training run.
-      dtype: "float32", "bfloat16" or "float16". By default what is stored; if tensors differ, the
+      dtype: "float32", "bfloat16" or "float16". By default the stored dtype; if tensors differ, the
         narrowest that holds them all; float32 for GGUF, which is dequantized.
-      shardings: a tree that matches the parameters; by default all is on one device. Each device
-        is sent only what it holds (see `assemble` for the host memory this takes).
-      on_read: gets the number of parameters in each finished leaf.
+      shardings: a tree that matches the parameters; by default everything is on one device. Each
+        device receives only what it holds (see `assemble` for the host memory this takes).
+      on_read: called with the number of parameters in each finished leaf.
 
-    Raises `UserError`, naming all that is missing, extra or misshapen at once.
+    Raises one `UserError` that lists all missing, extra and misshapen tensors.
     """
     kind, place = recognise(path)
     if kind == "adapters":
@@ -216,12 +222,12 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
             )
         import transformers
 
-        # AutoTokenizer would import torch if it is installed, which takes longer than all else.
+        # AutoTokenizer would import torch if it is installed, which is slow.
         known = (directory / "tokenizer.json").is_file()
         kind: Any = transformers.PreTrainedTokenizerFast if known else transformers.AutoTokenizer
         try:
             tokenizer = kind.from_pretrained(str(directory), local_files_only=True)
-        except Exception as error:  # whatever a damaged file sets off in the tokenizers library
+        except Exception as error:  # a damaged file can raise anything in the tokenizers library
             raise UserError(
                 f"the tokenizer in {path} cannot be read ({_first_line(error)}). "
                 "Download its files again."
@@ -231,7 +237,7 @@ def load_tokenizer(path: str | Path) -> "tuple[PreTrainedTokenizerBase, tuple[in
 
 @contextmanager
 def tokenizer_directory(path: str | Path) -> Iterator[Path]:
-    """A directory with the tokenizer files of a checkpoint: its own, or a temporary one (GGUF)."""
+    """A directory with the tokenizer files of a checkpoint, temporary for GGUF."""
     kind, place = recognise(path)
     if kind != "gguf":
         yield sidecar_files(place)
@@ -248,7 +254,7 @@ def save_weights(
     *,
     tokenizer_from: str | Path | None = None,
 ) -> None:
-    """Writes an Orbax checkpoint that explains itself, all or nothing.
+    """Write a self-contained Orbax checkpoint, all or nothing.
 
     Tokenizer files, chat template and `generation_config.json` are copied from the directory
     `tokenizer_from`. Raises `UserError` if `directory` holds anything but an earlier result.
@@ -260,7 +266,7 @@ def save_weights(
             with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, dict(params))
         except Exception as error:  # TensorStore turns every failure into a ValueError
-            # Closes the open files, which would come back after the directory is removed.
+            # Close open files, which would otherwise recreate the directory after its removal.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             raise _write_failure(error) from error
@@ -292,7 +298,7 @@ def _load_orbax(
             leaves = dict(flatten(checkpointer.restore(directory / WEIGHTS, nest(target))))
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damaged files
+    except Exception as error:  # Orbax and TensorStore raise a dozen types for damaged files
         raise UserError(
             f"the weights in {directory} are damaged or incomplete ({_first_line(error)}). "
             "Convert the original checkpoint again."
@@ -301,13 +307,13 @@ def _load_orbax(
 
 
 def write_lora(directory: Path, lora: Lora, base: str) -> None:
-    """Note, beside the tokenizer of a run, what its adapters are and which model they belong to."""
+    """Write down the adapters of a run and their base model, beside its tokenizer."""
     about = {"base": str(Path(base).absolute()), "rank": lora.rank, "alpha": lora.alpha}
     write_json(directory / LORA, about | {"targets": list(lora.targets)})
 
 
 def load_adapters(place: Path) -> tuple[dict[str, Any], Lora, str]:
-    """The adapters of a checkpoint of a LoRA run with their scale, and the path of their model."""
+    """The adapters of a LoRA checkpoint with their scale, and the path of their base model."""
     about = read_json(sidecar_files(place) / LORA)
     lora = Lora(about["rank"], about["alpha"], tuple(about["targets"]))
     config = load_config(place)
@@ -322,7 +328,7 @@ def load_adapters(place: Path) -> tuple[dict[str, Any], Lora, str]:
 
 
 def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> dict[str, Any]:
-    """The shape and dtype of what is stored, by our paths."""
+    """The shape and dtype of each stored array, by our paths."""
     found = checkpointer.metadata(directory / WEIGHTS)
     if found is None or found.item_metadata is None:
         raise UserError(
@@ -334,14 +340,14 @@ def _stored_arrays(checkpointer: ocp.StandardCheckpointer, directory: Path) -> d
 
 @contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Orbax raises its errors; what it and its threads also print about them is suppressed."""
+    """Suppress what Orbax and its threads print about errors that it also raises."""
     absl = logging.getLogger("absl")
     level, hook = absl.level, sys.unraisablehook
     absl.setLevel(logging.CRITICAL)
     sys.unraisablehook = partial(_without_abandoned, hook)
     try:
         yield
-        # Not after a failure: what was under way at that time may report an error much later.
+        # Not restored after a failure, since abandoned work may report an error much later.
         sys.unraisablehook = hook
     finally:
         absl.setLevel(level)
@@ -356,7 +362,7 @@ def _without_abandoned(
 
 
 def _write_failure(error: Exception) -> Exception:
-    """The operating system's error behind one of TensorStore's, if there is one."""
+    """The error of the operating system behind a TensorStore error, if there is one."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number is None:
         return UserError(f"the weights cannot be written ({_first_line(error)}).")

@@ -1,7 +1,7 @@
-"""Checkpoints out: Hugging Face directories and PEFT adapters, with all that lies beside weights.
+"""Hugging Face checkpoints: reading and writing their safetensors files and what lies beside them.
 
-Safetensors files are written here rather than by `safetensors.save_file`: that takes a whole shard
-in memory, this one tensor, and it reports a full disk as what it is.
+Safetensors files are written here rather than by `safetensors.save_file`, which needs memory for a
+whole shard instead of one tensor, and hides that a disk is full.
 """
 
 import json
@@ -15,20 +15,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import replace_directory
-from rmr1_jax.models.lora import TARGETS
-from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.safetensors_files import DTYPES, INDEX, parse_dtype
-from rmr1_jax.models.weight_map import TENSORS, Tensor, count_parameters, flatten, tensors_of
+from rmr1_jax.models.model_config import ModelConfig, load_hf_config, read_json
+from rmr1_jax.models.weight_map import (
+    Tensor,
+    check_shapes,
+    count_parameters,
+    flatten,
+    foreign_shapes,
+    tensors_of,
+)
 
-# The system message that a model was trained to judge with, unless it is a built-in one.
+# The system message that a judge was trained with, unless it is a built-in one.
 PROMPT_FILE = "judge_prompt.txt"
 
-# What makes up a tokenizer, as far as it exists.
+# The files of a tokenizer; a checkpoint has some of them.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,9 +48,136 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def parse_dtype(name: str) -> np.dtype:
+    """The dtype that parameters may be stored in, by its name."""
+    for dtype in DTYPES.values():
+        if dtype.name == name:
+            return dtype
+    raise UserError(f"dtype {name!r} is not supported. Choose bfloat16, float16 or float32.")
+
+
+class SafetensorsSource:
+    """The weights of a Hugging Face directory, for `assemble`.
+
+    Raises one `UserError` that lists all missing, extra and misshapen tensors if the files do not
+    fit config.json, and a `UserError` if a file is absent or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "config.json"
+        self.config = ModelConfig.from_hf(load_hf_config(directory), source=str(path))
+        self.stored = _read_headers(directory)
+        expected = foreign_shapes(self.config, "huggingface")
+        check_shapes(
+            f"the weights in {directory} do not fit its config.json",
+            expected,
+            # Harmless tensors are ignored unless the config asks for them.
+            {
+                name: tensor.shape
+                for name, tensor in self.stored.items()
+                if name in expected or not _harmless(name)
+            },
+            unsupported=[
+                f"{name} ({self.stored[name].dtype})"
+                for name in expected
+                if name in self.stored and self.stored[name].dtype not in DTYPES
+            ],
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest dtype that holds every tensor exactly."""
+        kinds = {tensor.dtype for tensor in self.stored.values() if tensor.dtype in DTYPES}
+        return DTYPES[kinds.pop()] if len(kinds) == 1 else DTYPES["F32"]
+
+    def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor.
+
+        The file is opened for each read, since pages of a mapped file count as memory of the
+        process until it is closed.
+        """
+        name = tensor.huggingface.format(layer=layer)
+        with safe_open(self.stored[name].file, framework="numpy") as shard:
+            part: np.ndarray = shard.get_slice(name)[window]
+        return part
+
+
+class _Stored(NamedTuple):
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it: "BF16", "F32", ...
+
+
+def _harmless(name: str) -> bool:
+    # Tied models may store the head twice, and old exports the rotary frequencies.
+    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+
+
+def _read_headers(directory: Path) -> dict[str, _Stored]:
+    stored: dict[str, _Stored] = {}
+    for file in _files(directory):
+        try:
+            with safe_open(file, framework="numpy") as shard:
+                for name in shard.keys():  # noqa: SIM118 (not a mapping)
+                    part = shard.get_slice(name)
+                    stored[name] = _Stored(file, tuple(part.get_shape()), part.get_dtype())
+        except SafetensorError as error:
+            raise UserError(
+                f"{file} is truncated or corrupt ({error}). Download or copy it again."
+            ) from error
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+    return stored
+
+
+def _files(directory: Path) -> list[Path]:
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    index = directory / INDEX
+    if not index.is_file():
+        raise UserError(_why_no_weights(directory))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map. Download it again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    absent = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{index} names {', '.join(absent)}, which {directory} does not hold. "
+            "Download the missing files, or the whole checkpoint, again."
+        )
+    return [directory / name for name in names]
+
+
+def _why_no_weights(directory: Path) -> str:
+    if (directory / "adapter_config.json").is_file():
+        return (
+            f"{directory} holds a LoRA adapter, not a whole model. Merge it into its base model "
+            "(peft: merge_and_unload, then save_pretrained) and name that directory."
+        )
+    if any(directory.glob("pytorch_model*.bin*")):
+        return (
+            f"{directory} holds pytorch_model.bin only, which is not read because it can run code. "
+            "Convert it once where torch is installed: "
+            "transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
+        )
+    return (
+        f"{directory} holds no weights: neither {SINGLE} nor {INDEX}. Name the directory of a "
+        "complete Hugging Face checkpoint."
+    )
+
 
 class OutgoingTensor(NamedTuple):
-    """A tensor to be written: everything but its values, and a call that makes those."""
+    """A tensor to be written, whose values are computed on demand."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,12 +194,12 @@ def save_huggingface(
     tokenizer_from: str | Path | None = None,
     on_write: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Writes a checkpoint that transformers and vLLM read, all or nothing, layer by layer.
+    """Write a checkpoint that transformers and vLLM read, all or nothing, layer by layer.
 
     `dtype` defaults to that of the parameters. Tokenizer files, chat template and
-    `generation_config.json` are copied from the directory `tokenizer_from`. `on_write` gets the
-    number of parameters in each tensor written. Raises `UserError` if `directory` holds anything
-    but an earlier export.
+    `generation_config.json` are copied from the directory `tokenizer_from`. `on_write` is called
+    with the number of parameters in each tensor written. Raises `UserError` if `directory` holds
+    anything but an earlier export.
     """
     leaves = dict(flatten(params))
     stored = parse_dtype(dtype) if dtype else np.dtype(leaves["embed/embedding"].dtype)
@@ -88,7 +222,7 @@ def save_huggingface(
         write_sidecar_files(temporary, config, stored, tokenizer_from)
         (temporary / "README.md").write_text(_model_card(config, stored), encoding="utf-8")
         for file, names in split.filename_to_tensors.items():
-            _write_safetensors(temporary / file, [outgoing[n] for n in names], stored, on_write)
+            write_safetensors(temporary / file, [outgoing[n] for n in names], stored, on_write)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             write_json(temporary / INDEX, index)
@@ -114,13 +248,13 @@ def _foreign_values(leaf: Any, tensor: Tensor, layer: int, config: ModelConfig) 
     return values.reshape(shape[::-1]).T if tensor.transposed else values.reshape(shape)
 
 
-def _write_safetensors(
+def write_safetensors(
     file: Path,
     tensors: Sequence[OutgoingTensor],
     dtype: np.dtype,
     on_write: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """One file, of which memory holds one tensor at a time."""
+    """Write one file, with one tensor at a time in memory."""
     stored_as = next(name for name, known in DTYPES.items() if known == dtype)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -159,7 +293,7 @@ def write_sidecar_files(
     dtype: np.dtype,
     tokenizer_from: str | Path | None,
 ) -> None:
-    """What lies beside the weights: config.json, generation_config.json and the tokenizer files.
+    """Write the files beside the weights: config, generation config and tokenizer files.
 
     The generation config is that of `tokenizer_from`, else the token ids of the model config.
     Raises `UserError` if `tokenizer_from` holds no tokenizer.
@@ -213,68 +347,3 @@ tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
 
 The license and the limits of use are those of the weights this was made from.
 """
-
-
-def save_peft(directory: str | Path, params: Mapping[str, Any], *, base_model: str = "") -> None:
-    """Writes adapters as the files that `peft.PeftModel.from_pretrained` reads, all or nothing.
-
-    Args:
-      directory: new, or one that an earlier export wrote.
-      params: with adapters (`models/lora.py`); the rest of the tree is not needed.
-      base_model: the model they were trained on, as the files name it: a directory or a hub name.
-
-    Raises `UserError` if there are no adapters, or `directory` holds anything else.
-    """
-    leaves = dict(flatten(params))
-    targets = [name for name, (path, _) in TARGETS.items() if f"{path}/adapter/a" in leaves]
-    if not targets:
-        raise UserError("there are no adapters to write as PEFT files: export the whole model.")
-    first = f"{TARGETS[targets[0]][0]}/adapter"
-    rank = leaves[f"{first}/a"].shape[-1]
-    alpha = float(leaves[f"{first}/scale"][0]) * rank
-    adapter_config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or None,
-        "r": rank,
-        "lora_alpha": float(f"{alpha:.7g}"),  # the scale is fp32
-        "lora_dropout": 0.0,
-        "target_modules": [_module(name).split(".")[-1] for name in targets],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "use_rslora": False,
-    }
-    tensors = [tensor for name in targets for tensor in _adapter_tensors(leaves, name)]
-    with replace_directory(Path(directory), {"format": "peft"}) as temporary:
-        write_json(temporary / "adapter_config.json", adapter_config)
-        dtype = np.dtype(leaves[f"{first}/a"].dtype)
-        _write_safetensors(temporary / "adapter_model.safetensors", tensors, dtype)
-
-
-def _module(name: str) -> str:
-    """The name of a projection in Hugging Face's modules, with {layer} to be filled in."""
-    path, _ = TARGETS[name]
-    kernel = next(tensor for tensor in TENSORS if tensor.path == f"{path}/kernel")
-    return kernel.huggingface.removesuffix(".weight")
-
-
-def _adapter_tensors(leaves: Mapping[str, Any], name: str) -> list[OutgoingTensor]:
-    """A and B of every layer as PyTorch linear maps: [r, in] and [out, r]."""
-    path, _ = TARGETS[name]
-    a, b = leaves[f"{path}/adapter/a"], leaves[f"{path}/adapter/b"]
-    layers, rank = a.shape[0], a.shape[-1]
-    a, b = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
-    return [
-        OutgoingTensor(
-            f"base_model.model.{_module(name).format(layer=layer)}.lora_{which}.weight",
-            matrix.shape[:0:-1],
-            partial(_transposed_layer, matrix, layer),
-        )
-        for layer in range(layers)
-        for which, matrix in (("A", a), ("B", b))
-    ]
-
-
-def _transposed_layer(stacked: jax.Array, layer: int) -> np.ndarray:
-    return np.asarray(stacked[layer]).T

@@ -1,4 +1,4 @@
-"""What a decoder looks like: `ModelConfig`, read from a Hugging Face `config.json`."""
+"""The dimensions and switches of a decoder, read from a Hugging Face `config.json`."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from rmr1_jax.errors import UserError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
-# model_type -> the architecture `transformers` names for it.
+# model_type -> its architecture in transformers.
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
 
-# What the transformers config class of each type assumes for a key that config.json leaves out.
+# The defaults of the transformers config classes for keys that config.json leaves out.
 _QWEN_DEFAULTS: dict[str, Any] = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -44,13 +44,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {**_QWEN_DEFAULTS, "head_dim": 128},
 }
 
-# The key under which an exported judge remembers the prompt it was trained with.
+# The key in config.json for the prompt that an exported judge was trained with.
 PROMPT_KEY = "rmr1_prompt"
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding. Fields after `type` only matter to the types that name them."""
+    """Rotary position embedding. Each type uses some of the fields after `type`."""
 
     theta: float = 10_000.0
     type: RopeType = "default"
@@ -90,14 +90,15 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     initializer_range: float = 0.02
-    prompt: str = ""  # the judge prompt the model was trained with, "" where config.json names none
+    prompt: str = ""  # the judge prompt of the model; "" if config.json names none
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, source: str) -> "ModelConfig":
         """The model that a Hugging Face `config.json` describes.
 
-        Keys left out mean what the `transformers` config class of that type assumes. `source` names
-        the file in messages. Raises `UserError` for all that this decoder computes differently.
+        Missing keys have the defaults of the `transformers` config class of that type. `source`
+        names the file in messages. Raises `UserError` for everything that this decoder would
+        compute differently.
         """
         return _ConfigReader(config, source).model()
 
@@ -147,7 +148,7 @@ class ModelConfig:
 
 
 def load_hf_config(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint directory, as it stands."""
+    """The contents of the `config.json` of a checkpoint directory."""
     directory = Path(directory)
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
@@ -165,7 +166,7 @@ def load_hf_config(directory: str | Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; anything else is a `UserError` that says where it breaks."""
+    """The JSON object in a file. Anything else is a `UserError` that says where it breaks."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -202,7 +203,7 @@ def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
 
 
 class _ConfigReader:
-    """One config.json: looks keys up, checks them, names the file in errors."""
+    """Looks up and checks the keys of one config.json, and names the file in errors."""
 
     def __init__(self, config: Mapping[str, Any], source: str) -> None:
         self.config, self.source = config, source
@@ -343,7 +344,7 @@ class _ConfigReader:
             )
 
     def rope(self) -> RopeConfig:
-        """Either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters` (transformers 5)."""
+        """From `rope_theta` and `rope_scaling`, or from `rope_parameters` (transformers 5)."""
         values = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
         if not isinstance(values, dict):
             raise self.fail(f"rope_scaling must be an object, found {values!r}.")

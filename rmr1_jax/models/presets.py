@@ -1,6 +1,6 @@
-"""The architectures of known checkpoints, for plans, which need no weights.
+"""The configs of known checkpoints, for plans, which need no weights.
 
-Dimensions are those of the `config.json` beside the published weights.
+Dimensions are those of the published `config.json`.
 """
 
 from rmr1_jax.errors import UserError
@@ -37,7 +37,7 @@ PRESETS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-7B-Instruct": _7B,
     "Qwen/Qwen2.5-14B-Instruct": _14B,
     "Qwen/Qwen2.5-32B-Instruct": _32B,
-    # The distilled models differ from these in rotation and norm alone, which no plan depends on.
+    # The distilled models differ only in rope and norm constants, which do not affect plans.
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _7B,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": _14B,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": _32B,
@@ -71,10 +71,10 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def known_config(name: str) -> ModelConfig:
-    """The architecture of a checkpoint by its name on the hub. Raises UserError."""
+    """The config of a checkpoint by its name on the hub. Raises `UserError`."""
     if name not in PRESETS:
         raise UserError(
-            f"{name} is no known checkpoint (known are {', '.join(PRESETS)}); "
+            f"{name} is not a known checkpoint (known are {', '.join(PRESETS)}); "
             "name a directory that holds its config.json"
         )
     return PRESETS[name]

@@ -16,10 +16,10 @@ def rope_frequencies(
 ) -> tuple[Frequencies, float]:
     """Inverse frequencies [H/2] in radians per position, and the factor on cos and sin.
 
-    `length_hint` is the longest sequence, in tokens, that will be run (default: `max_position`). It
-    only matters to the type `dynamic`, whose frequencies depend on the length of the sequence: up
-    to `max_position` tokens they are those of `default`; beyond, keys that are already cached would
-    have to be rotated again at every token, so a longer length is refused with a `UserError`.
+    `length_hint` is the length in tokens of the longest sequence (default: `max_position`). It only
+    matters for the type `dynamic`, whose frequencies depend on the length. Up to `max_position`
+    tokens they are those of `default`. Beyond that, cached keys would have to be rotated again at
+    every token, so a longer length is refused with a `UserError`.
 
     Sources: linear, dynamic: transformers `modeling_rope_utils`; yarn: Peng et al. 2023
     (arXiv 2309.00071) §3; llama3: the Llama 3.1 release, as in transformers.
@@ -49,7 +49,7 @@ def _wavelengths(theta: float, dim: int) -> Frequencies:
 
 
 def _llama3(rope: RopeConfig, inverse: Frequencies) -> Frequencies:
-    """Low frequencies divided by the factor, high ones kept, those between interpolated."""
+    """Divide low frequencies by the factor, keep high ones, and interpolate between them."""
     trained = float(rope.original_max_position or 0)
     turns = trained * inverse / np.float32(2 * math.pi)  # full turns within the trained length
     smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -58,7 +58,7 @@ def _llama3(rope: RopeConfig, inverse: Frequencies) -> Frequencies:
 
 
 def _yarn(rope: RopeConfig, dim: int) -> tuple[Frequencies, float]:
-    """Interpolates the frequencies that turn less than `beta_slow` times in the trained length."""
+    """Interpolate frequencies that turn less than `beta_slow` times in the trained length."""
 
     def dimension_turning(turns: float) -> float:
         trained = float(rope.original_max_position or 0)

@@ -35,7 +35,7 @@ Attend = Callable[
 ]
 Rope = tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]
 
-# What is kept of a layer for the backward pass: everything, the matrix products, its input and the
+# What a layer keeps for the backward pass: everything, the matrix products, its input and the
 # output of attention, or only its input.
 Remat = Literal["none", "dots", "attention", "full"]
 _keep = jax.checkpoint_policies
@@ -49,7 +49,7 @@ POLICIES = {
 
 
 class Adapter(nnx.Module):
-    """What `models/lora.py` adds to a projection: scale * (x A) B, A [in..., r], B [r, out...]."""
+    """The adapter of a projection: scale * (x A) B, with A [in..., r] and B [r, out...]."""
 
     def __init__(self, a: Array, b: Array, scale: Array):
         self.a, self.b, self.scale = nnx.Param(a), nnx.Param(b), nnx.Param(scale)
@@ -65,11 +65,11 @@ class Adapter(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """y = x W + b, from some named axes to others; plus an adapter, if there is one.
+    """y = x W + b from some named axes to others, plus an adapter if there is one.
 
-    Computed in the dtype of x, whatever the kernel is stored in. The kernel keeps its heads apart
-    ([D, N, H]) for sharding, and multiplies as one plain matrix: contracting two axes at once makes
-    XLA transpose the kernel at every call.
+    It is computed in the dtype of x, whatever the kernel is stored in. The kernel keeps its heads
+    apart ([D, N, H]) for sharding, but multiplies as a plain matrix, because contracting two axes
+    makes XLA transpose the kernel at every call.
     """
 
     def __init__(
@@ -239,11 +239,11 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token in its segment; 0..T-1 when absent.
           segment_ids: tokens attend only within their own id; all one segment when absent.
-          response_ids: if a segment is a prompt with several responses: 0 in the prompt, and the
-            number of the response, which sees the prompt and none of the others.
-          remat: what is kept for the backward pass; it computes the rest again.
-          constrain: places activations by the logical names of their axes. Between layers the
-            tokens of a row are the axis `sequence`, which may be split; within, they are whole.
+          response_ids: for segments with several responses to a prompt: 0 in the prompt, and the
+            number of the response elsewhere. A response sees the prompt but no other response.
+          remat: what to keep for the backward pass, which recomputes the rest.
+          constrain: shards activations by the logical names of their axes. Between layers, the
+            tokens of a row are the axis `sequence`, which may be split; within layers they are not.
           attention: `packed_attention`, or a kernel that computes the same.
         """
         B, T = tokens.shape
@@ -266,7 +266,7 @@ class Transformer(nnx.Module):
     def embed_tokens(
         self, tokens: Int[Array, "B T"], constrain: Constrain = unconstrained
     ) -> Float[Array, "B T D"]:
-        # Each device looks tokens up in its part of the table, so the table is never gathered.
+        # Each device looks up tokens in its part of the table, so the table is never gathered.
         tokens = constrain(tokens, ("data_batch", None))
         x = constrain(self.embed.embedding[...][tokens], ("data_batch", None, "embed"))
         return constrain(x.astype(self.dtype), ("batch", "sequence", None))
@@ -283,7 +283,7 @@ class Transformer(nnx.Module):
             return self.lm_head(hidden).astype(jnp.float32)
         table = self.embed.embedding[...].astype(hidden.dtype)
         precision = matmul_precision(hidden.dtype)
-        # The table is the left operand: as the right one, CPU would repack all of it at every step.
+        # The table is the left operand, since a CPU would repack a right one at every step.
         logits = jnp.einsum("vd,btd->vbt", table, hidden, precision=precision)
         return jnp.moveaxis(logits, 0, -1).astype(jnp.float32)
 
@@ -323,14 +323,14 @@ def apply_rope(x: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"
 def abstract_model(
     config: ModelConfig, *, dtype: DTypeLike = jnp.bfloat16, param_dtype: DTypeLike = jnp.float32
 ) -> Transformer:
-    """A `Transformer` whose parameters are shapes only: nothing is allocated."""
+    """A `Transformer` whose parameters are only shapes. Nothing is allocated."""
     return nnx.eval_shape(
         lambda: Transformer(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
     )
 
 
 def logical_axes(config: ModelConfig) -> Params:
-    """The parameter tree with, at each leaf, the tuple of its logical axis names."""
+    """The parameter tree with the tuple of logical axis names at each leaf."""
     state = nnx.state(abstract_model(config), nnx.Param)
     named = jax.tree.map(
         lambda leaf: leaf.get_metadata()["logical_axes"],
@@ -348,7 +348,7 @@ def parameter_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) 
 def with_params(config: ModelConfig, params: Params, *, dtype: DTypeLike) -> Transformer:
     """A `Transformer` over an existing parameter tree (nested dict of arrays or tracers).
 
-    If the tree has adapters (`models/lora.py`), so has the model.
+    If the tree has adapters (`models/lora.py`), the model has them too.
     """
     model = abstract_model(config, dtype=dtype)
     for part in ("attention", "mlp"):
@@ -378,6 +378,6 @@ def forward(
     segment_ids: Int[Array, "B T"] | None = None,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> Float[Array, "B T V"]:
-    """fp32 logits of every position, for callers that need no module."""
+    """The fp32 logits of every position, for callers that need no module."""
     model = with_params(config, params, dtype=dtype)
     return model.logits(model(tokens, positions, segment_ids))

@@ -1,8 +1,8 @@
-"""The tensors of a decoder: one table of our paths, the names others give them, and their shapes.
+"""The tensors of a decoder: one table of our paths, the names in other formats, and shapes.
 
-Other people's checkpoints hold one two-dimensional tensor per layer; ours are stacked over layers
-and keep heads apart (`transformer.py`). The table says how each maps, for every format that is
-read; `assemble` reads a model by it.
+Hugging Face and GGUF checkpoints hold one two-dimensional tensor per layer. Ours are stacked over
+layers and keep heads apart (`transformer.py`). The table says how they map, and `assemble` reads a
+model by it.
 """
 
 import math
@@ -18,11 +18,11 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.model_config import ModelConfig
 
-# Host memory that reading one tensor may take on top of its destination.
+# Host memory for reading one tensor, on top of its destination.
 READ_BYTES = 64 << 20
-# A leaf of at most this size per device is put there whole, a larger one in groups of layers.
+# A leaf up to this size per device is transferred whole, a larger one in groups of layers.
 GROUP_BYTES = 64 << 20
-# Tensors named in one message, per kind of problem.
+# Tensors named in one message for each kind of problem.
 LISTED = 10
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,8 +32,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Tensor:
     """One row of the table.
 
-    `axes` groups our dimensions (without L) into those of the foreign tensor; `transposed` says
-    that the foreign tensor has the groups in reverse order, as `[out, in]` weights do.
+    `axes` groups our dimensions (without L) into those of the foreign tensor. If `transposed`, the
+    foreign tensor has the groups in reverse order, as `[out, in]` weights do.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Tensor:
         return shape[::-1] if self.transposed else shape
 
     def layers(self, config: ModelConfig) -> range:
-        """The layers that have this tensor: all, or a single nameless one."""
+        """The layers that have this tensor: all, or only 0 if it is not stacked."""
         return range(config.num_layers if self.stacked else 1)
 
 
@@ -140,12 +140,12 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
 
 
 def tensors_of(config: ModelConfig) -> list[Tensor]:
-    """The rows of the table that a model with this config has."""
+    """The rows of the table for a model with this config."""
     return [tensor for tensor in TENSORS if tensor.only_if(config)]
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """How many numbers the model learns; tied embeddings count once."""
+    """The number of parameters. Tied embeddings count once."""
     return sum(math.prod(tensor.shape(config)) for tensor in tensors_of(config))
 
 
@@ -174,7 +174,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def foreign_shapes(
     config: ModelConfig, names: Literal["huggingface", "gguf"]
 ) -> dict[str, tuple[int, ...]]:
-    """Every tensor that another's checkpoint of this model holds."""
+    """The shape of every tensor in a Hugging Face or GGUF checkpoint of this model."""
     return {
         getattr(tensor, names).format(layer=layer): tensor.foreign_shape(config)
         for tensor in tensors_of(config)
@@ -185,9 +185,9 @@ def foreign_shapes(
 def check_shapes(
     what: str, expected: Shapes, found: Shapes, *, unsupported: Sequence[str] = ()
 ) -> None:
-    """Raises one `UserError` with all that is missing, extra, misshapen or of an unsupported dtype.
+    """Raise one `UserError` that lists all missing, extra, misshapen and unsupported tensors.
 
-    `what` opens the message; `unsupported` are tensors the caller cannot read, with the reason.
+    `what` opens the message. `unsupported` are tensors that the caller cannot read, with the dtype.
     Long lists are cut and counted.
     """
     problems = {
@@ -212,13 +212,13 @@ def check_shapes(
 
 
 class Source(Protocol):
-    """Somebody else's checkpoint, checked: its tensors are those of its config."""
+    """A checkpoint in another format, whose tensors were checked against its config."""
 
     config: ModelConfig
 
     @property
     def dtype(self) -> np.dtype:
-        """To load in if no other is asked for."""
+        """The dtype to load by default."""
         ...
 
     def read(self, tensor: Tensor, layer: int, window: tuple[slice, ...]) -> np.ndarray:
@@ -234,10 +234,10 @@ def assemble(
 ) -> dict[str, Any]:
     """The parameters of a model, read straight onto the devices that will hold them.
 
-    One leaf at a time, and of it only what this process' devices hold, in groups of layers, so that
-    the host never holds more than one foreign tensor or `GROUP_BYTES`, whichever is larger, plus
-    `READ_BYTES`. `shardings` is a matching tree of shardings (default: all on one device).
-    `on_read` gets the number of parameters in each finished leaf.
+    It reads one leaf at a time, only the parts for devices of this process, in groups of layers.
+    The host therefore never holds more than one foreign tensor or `GROUP_BYTES`, whichever is
+    larger, plus `READ_BYTES`. `shardings` is a matching tree (default: all on one device).
+    `on_read` is called with the number of parameters in each finished leaf.
     """
     placed = dict(flatten(shardings)) if shardings is not None else {}
     leaves = {}
@@ -249,7 +249,7 @@ def assemble(
 
 
 def default_sharding() -> Sharding:
-    """All on the device where JAX puts new arrays."""
+    """Everything on the default device of JAX."""
     return SingleDeviceSharding(next(iter(jnp.zeros(()).devices())))
 
 
@@ -292,7 +292,7 @@ def _piece(
     pieces = [jnp.zeros(shape, dtype, device=device) for device in devices]
     for start in range(first, last, per_group):
         group = read_layers(start, min(start + per_group, last))
-        # Unfinished transfers keep their source alive: waiting for each bounds the host memory.
+        # Unfinished transfers keep their source in memory, so wait for each.
         pieces = [
             jax.block_until_ready(put_layers(piece, jax.device_put(group, device), start - first))
             for piece, device in zip(pieces, devices, strict=True)
@@ -301,13 +301,13 @@ def _piece(
 
 
 def layers_at_once(layer_shape: Sequence[int], dtype: np.dtype) -> int:
-    """How many layers of a leaf go to a device together."""
+    """How many layers of a leaf are transferred together."""
     return max(1, GROUP_BYTES // max(1, math.prod(layer_shape) * dtype.itemsize))
 
 
 @jax.jit(donate_argnums=0)
 def put_layers(piece: jax.Array, group: jax.Array, start: int) -> jax.Array:
-    """Some layers into a leaf, from layer `start` on."""
+    """Write some layers into a leaf, starting at layer `start`."""
     return jax.lax.dynamic_update_slice_in_dim(piece, group, start, axis=0)
 
 
@@ -318,7 +318,7 @@ def _read_layer(
     bounds: tuple[tuple[int, int], ...],
     destination: np.ndarray,
 ) -> None:
-    """Fills `destination`, one layer of our shape within `bounds`, from the foreign tensor."""
+    """Fill `destination`, one layer of our shape within `bounds`, from the foreign tensor."""
     head_dim = source.config.head_dim
     windows, each = [], iter(bounds)
     for group in tensor.axes:
@@ -344,6 +344,6 @@ def _read_layer(
 
 
 def _copy_transposed(block: np.ndarray, destination: np.ndarray) -> None:
-    # A few rows at a time stay in the cache: five times the speed of one strided copy.
+    # A few rows at a time stay in the cache, which is five times as fast as one strided copy.
     for row in range(0, len(block), 16):
         destination[:, row : row + 16] = block[row : row + 16].T

@@ -1,7 +1,7 @@
 """Attention in parts that merge exactly: one entry point for prefill, decoding and packed rows.
 
-A query may attend to keys that lie in several places (a prompt shared by a group, a row's own
-response). Each place gives a `PartialAttention`; `merge` joins them by their log-sum-exp, which is
+A query may attend to keys in several places (a prompt shared by a group, the row's own response).
+Each place gives a `PartialAttention`. `merge` joins them by their log-sum-exp, which is
 algebraically one softmax over all keys.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-# Finite, so that a part whose keys are all masked merges with weight exp(-1e30 - max) = 0, no NaN.
+# Finite, so that a fully masked part merges with weight exp(-1e30 - max) = 0 instead of NaN.
 MASKED = -1e30
 
 
@@ -32,9 +32,9 @@ def partial_attention(
 ) -> PartialAttention:
     """Attend from N query heads to K key heads (N a multiple of K), softmax in fp32.
 
-    Keys and values carry their heads before their positions, and keys are transposed: as the caches
-    lie in memory. Both products then read their right side row by row; the usual layouts make XLA
-    pack it anew at every call, which costs several times the product itself on CPU.
+    Keys and values have heads before positions, and keys are transposed, as in the caches. Both
+    products then read their right side row by row. With the usual layouts XLA would repack it at
+    every call, which costs several times the product itself on CPU.
     """
     B, T, N, H = query.shape
     K = key.shape[1]
@@ -92,5 +92,5 @@ def attention(
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """fp32 means fp32: accelerators would otherwise multiply fp32 operands in bf16 or tf32."""
+    """Full precision for fp32 operands, which accelerators would multiply in bf16 or tf32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

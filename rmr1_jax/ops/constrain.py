@@ -1,13 +1,13 @@
-"""How numerical code says where an array should lie, without knowing of meshes."""
+"""How numerical code states the sharding of an array without knowing the mesh."""
 
 from collections.abc import Callable
 
 from jaxtyping import Array
 
-# Gives the array back, placed by the logical names of its axes; None names an axis that is whole.
+# Returns the array, sharded by the logical names of its axes. None is an axis that is not split.
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 
 
 def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """Leaves the placement to the compiler."""
+    """Leave the sharding to the compiler."""
     return x

@@ -1,13 +1,13 @@
 """Log-probabilities of given tokens from hidden states, without ever holding [tokens, vocabulary].
 
-At 12,288 tokens and 152,064 entries the logits alone are 7 GiB in fp32, and a softmax and its
+For 12,288 tokens and 152,064 entries the logits alone are 7 GiB in fp32, and a softmax and its
 gradient several times that. Here they exist for one chunk of positions at a time, and the backward
 pass computes them again.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rmr1_jax.ops.attention import matmul_precision
 from rmr1_jax.ops.constrain import Constrain, unconstrained
 
-# How the output head lies: [V, D] where it is the embedding table (tied), [D, V] where it is not.
+# The output head is stored as [V, D] if it is the embedding table (tied), otherwise as [D, V].
 HeadLayout = Literal["VD", "DV"]
 
 # Logits of one chunk on one device: 256 MiB in fp32.
@@ -24,43 +24,13 @@ CHUNK_LOGITS = 1 << 26
 
 
 class _Plan(NamedTuple):
-    """What is known when compiling."""
+    """The static arguments."""
 
     layout: HeadLayout
     chunk: int
     batch_shards: int
     constrain: Constrain
     entropy: bool
-
-
-@overload
-def target_logprobs(
-    hidden: Float[Array, "B W D"],
-    head: Float[Array, "..."],
-    targets: Int[Array, "B W"],
-    valid: Bool[Array, "B W"],
-    *,
-    layout: HeadLayout,
-    chunk: int | None = None,
-    batch_shards: int = 1,
-    constrain: Constrain = unconstrained,
-    entropy: Literal[False] = False,
-) -> tuple[Float[Array, "B W"], Bool[Array, "B W"]]: ...
-
-
-@overload
-def target_logprobs(
-    hidden: Float[Array, "B W D"],
-    head: Float[Array, "..."],
-    targets: Int[Array, "B W"],
-    valid: Bool[Array, "B W"],
-    *,
-    layout: HeadLayout,
-    chunk: int | None = None,
-    batch_shards: int = 1,
-    constrain: Constrain = unconstrained,
-    entropy: Literal[True],
-) -> tuple[Float[Array, "B W"], Bool[Array, "B W"], Float[Array, "B W"]]: ...
 
 
 def target_logprobs(
@@ -77,22 +47,21 @@ def target_logprobs(
 ) -> tuple[Array, ...]:
     """Log-softmax of `hidden @ head` at `targets` in fp32, and whether no token is likelier.
 
-    With `entropy` also the entropy of each softmax, in nats. All are 0 where `valid` is False.
-    Chunks of positions that no row has a valid target in are skipped, forwards and backwards.
-    Products are computed in the dtype of `hidden` and summed in fp32, the gradient of the head over
-    all chunks included.
+    With `entropy`, also the entropy of each softmax in nats. All are 0 where `valid` is False.
+    Chunks of positions without any valid target are skipped, forward and backward. Products are
+    computed in the dtype of `hidden` and summed in fp32, also the gradient of the head over chunks.
 
     Args:
       hidden: final hidden states.
-      head: the output head, as it is stored: [V, D] or [D, V].
+      head: the output head as it is stored, [V, D] or [D, V].
       targets: token ids.
       valid: where there is a target.
       layout: which of the two `head` is.
-      chunk: positions computed at a time; by default about as many as `CHUNK_LOGITS` allows.
-      batch_shards: the number of devices that B is split over, B a multiple of it. Each sums the
-        gradient of the head over its own rows, and these sums are added once, after all chunks.
-      constrain: places an array by the logical names of its axes.
-      entropy: whether to give the entropies as a third result.
+      chunk: positions computed at a time; by default as many as `CHUNK_LOGITS` allows.
+      batch_shards: the number of devices that B is split over, a divisor of B. Each sums the
+        gradient of the head over its own rows; the sums are added once, after all chunks.
+      constrain: shards an array by the logical names of its axes.
+      entropy: whether to return the entropies as a third result.
     """
     B, W, _ = hidden.shape
     V = head.shape[layout.index("V")]
@@ -101,37 +70,17 @@ def target_logprobs(
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets, valid = (jnp.pad(x, ((0, 0), (0, padding))) for x in (targets, valid))
-    # Or the head would be gathered before all micro-batches, and held through their layers.
+    # Without the barrier, the head would be gathered before all micro-batches and held throughout.
     hidden, head = jax.lax.optimization_barrier((hidden, head))
     plan = _Plan(layout, chunk, batch_shards, constrain, entropy)
     results = _target_logprobs(plan, hidden, head, targets, valid)
     return tuple(x[:, :W] for x in results)
 
 
-def plain_target_logprobs(
-    hidden: Float[Array, "B W D"],
-    head: Float[Array, "..."],
-    targets: Int[Array, "B W"],
-    valid: Bool[Array, "B W"],
-    *,
-    layout: HeadLayout,
-    entropy: bool = False,
-) -> tuple[Array, ...]:
-    """What `target_logprobs` computes, from all logits at once."""
-    logits = _logits(hidden, head.astype(hidden.dtype), layout)
-    every = jax.nn.log_softmax(logits)
-    logprobs = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    results = jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
-    if not entropy:
-        return results
-    return *results, jnp.where(valid, -(jnp.exp(every) * every).sum(-1), 0.0)
-
-
 def even_chunk(positions: int, vocab_size: int, rows: int) -> int:
-    """Positions a chunk, so that `rows` rows of it have about `CHUNK_LOGITS` logits at most.
+    """Positions per chunk, such that `rows` rows have at most about `CHUNK_LOGITS` logits.
 
-    Chunks are equal: a last one that is mostly empty would cost as much as the others.
+    Chunks are equal, since a last one that is mostly empty would cost as much as the others.
     """
     most = max(32, CHUNK_LOGITS // (vocab_size * rows))
     chunks = -(-positions // most)
@@ -148,7 +97,7 @@ def _target_logprobs(
 def _forward(
     plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    """What `target_logprobs` gives, and the log of each softmax' denominator."""
+    """The results of `target_logprobs`, and the log of each softmax denominator."""
     table = _gathered(plan, head, hidden)
 
     def chunk(at: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -158,7 +107,7 @@ def _forward(
         below = logits - maximum[..., None]
         total = jnp.exp(below).sum(-1)
         normaliser = maximum + jnp.log(total)
-        # A sum, not a gather: where the vocabulary is split, each device looks at its own part.
+        # A sum, not a gather: if the vocabulary is split, each device reads only its own part.
         chosen = jnp.where(_is_target(logits, take(targets)), logits, 0.0).sum(-1)
         here = take(valid)
         results = [
@@ -183,7 +132,7 @@ def _forward_rule(
     plan: _Plan, hidden: Array, head: Array, targets: Array, valid: Array
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     results, normaliser = _forward(plan, hidden, head, targets, valid)
-    # The entropies are read again: their gradient is - softmax * (log-softmax + entropy).
+    # The backward pass needs the entropies: their gradient is - softmax * (log-softmax + entropy).
     return results, (hidden, head, targets, valid, normaliser, *results[2:])
 
 
@@ -219,7 +168,7 @@ def _backward_rule(
     sums = jnp.zeros((plan.batch_shards, *head.shape), jnp.float32)
     sums = plan.constrain(sums, ("batch", *_head_axes(plan)))
     by_hidden, sums = _for_live_chunks(plan, valid, chunk, (jnp.zeros_like(hidden), sums))
-    # Added where each part is stored: the whole sum is never held.
+    # Each part is added where it is stored, so no device holds the whole sum.
     by_head = plan.constrain(sums.sum(0), ("vocab", "embed") if tied else ("embed", "vocab"))
     return by_hidden, by_head.astype(head.dtype), None, None
 
@@ -233,17 +182,17 @@ def _for_live_chunks(
     chunk: Callable[[Array, tuple[Array, ...]], tuple[Array, ...]],
     state: tuple[Array, ...],
 ) -> tuple[Array, ...]:
-    """Runs `chunk` for each chunk of positions that has a valid target in some row."""
+    """Run `chunk` for each chunk of positions with a valid target in some row."""
     live = valid.reshape(valid.shape[0], -1, plan.chunk).any((0, 2))
     (order,) = jnp.nonzero(live, size=live.size, fill_value=0)
-    # A loop of as many rounds, not a conditional in each round: the sums stay where they are.
+    # A loop over the live chunks, not a conditional in each: the sums stay in place.
     return jax.lax.fori_loop(0, live.sum(), lambda i, state: chunk(order[i], state), state)
 
 
 def _window(
     plan: _Plan, at: Array
 ) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
-    """How to read and write the positions of one chunk in a [B, W, ...]."""
+    """Functions that read and write one chunk of positions in a [B, W, ...] array."""
     start = at * plan.chunk
     return (
         lambda whole: jax.lax.dynamic_slice_in_dim(whole, start, plan.chunk, axis=1),
@@ -252,7 +201,7 @@ def _window(
 
 
 def _gathered(plan: _Plan, head: Array, hidden: Array) -> Array:
-    """The head in the compute dtype, split over the vocabulary at most: once for all chunks."""
+    """The head in the compute dtype, gathered once for all chunks, except over the vocabulary."""
     return plan.constrain(head.astype(hidden.dtype), _head_axes(plan))
 
 

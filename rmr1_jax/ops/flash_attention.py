@@ -1,8 +1,7 @@
-"""`packed_attention` for TPU: the same numbers from two Pallas kernels (`ops/flash_kernels.py`).
+"""`packed_attention` for TPU, by two Pallas kernels (`ops/flash_kernels.py`).
 
-Which pairs of blocks meet is found per row, from its segments and response_ids, before a kernel
-runs; the kernels walk that list and no more. On a mesh each device attends for its own rows and
-heads.
+The pairs of blocks to compute are found per row, from its segment and response ids, before a kernel
+runs. The kernels walk only that list. On a mesh each device computes its own rows and heads.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from rmr1_jax.ops.packed_attention import KEPT, live_pairs, padding_apart
 
 LANES = 128
 MIB = 1 << 20
-# On-chip memory of a core in MiB, by the name of its kind; unknown ones are taken for the smallest.
+# On-chip memory of a core in MiB, by device kind. Unknown kinds get the smallest.
 _VMEM = {"TPU v4": 16, "TPU v5 lite": 128, "TPU v5": 64, "TPU v6 lite": 128, "TPU7x": 64}
 _SMALL = 16 * MIB
 
@@ -58,19 +57,19 @@ def flash_attention(
     block: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """`packed_attention`, whose arguments these are, on TPU.
+    """`packed_attention` on TPU, with the same arguments and these options.
 
     Args:
-      query: with rotary positions applied, as `key`.
-      key: of each token.
-      value: of each token.
+      query: with rotary positions applied, like `key`.
+      key: one per token.
+      value: one per token.
       segment_ids: ascending from 1, then 0 for padding.
-      response_ids: 0 for a segment's prompt, and its responses ascending from 1.
-      split: how the arrays are split over a mesh; whole on one device when absent.
+      response_ids: 0 for the prompt of a segment, then its responses, ascending from 1.
+      split: how the arrays are split over a mesh; on one device when absent.
       vmem: on-chip memory of a core, in bytes.
-      block: positions a block, a multiple of 128; by default what the memory suggests. No more
-        than rows have.
-      interpret: run the kernels' meaning on any platform, for tests.
+      block: positions per block, a multiple of 128; by default chosen by memory. At most the length
+        of a row.
+      interpret: run the kernels interpreted, on any platform, for tests.
     """
     B, T, N, H = query.shape
     K = key.shape[2]
@@ -88,14 +87,14 @@ def flash_attention(
         pad(value).transpose(0, 2, 3, 1),
         Ids(segment_ids, response_ids),
     )
-    # The compiler wants some for itself.
+    # The compiler needs some of the memory itself.
     plan = _Plan(Sizes(block, vmem * 7 // 8, interpret), split)
     attended = _attention(plan, inputs).transpose(0, 4, 1, 2, 3)
     return attended.reshape(B, -1, N, H)[:, :T]
 
 
 def on_chip_memory(device_kind: str) -> int:
-    """Bytes of a core's on-chip memory, of which kernels may use most."""
+    """The on-chip memory of a core in bytes. Kernels may use most of it."""
     return _VMEM.get(device_kind, _SMALL // MIB) * MIB
 
 
@@ -120,11 +119,11 @@ _attention.defvjp(_forward_rule, _backward_rule)
 
 
 def _split(plan: _Plan, function: Callable[..., Any], *arrays: Any) -> Any:
-    """`function(sizes, *arrays)`, by each device for its rows and heads."""
+    """`function(sizes, *arrays)`, computed by each device for its rows and heads."""
     if plan.split is None:
         return function(plan.sizes, *arrays)
     mesh, rows, heads = plan.split
-    # Ids have no heads; all else begins with rows and heads.
+    # Ids have no heads. Everything else begins with rows and heads.
     spec = lambda x: PartitionSpec(rows or None, *((heads or None,) if x.ndim > 2 else ()))  # noqa: E731
     results = jax.eval_shape(partial(function, plan.sizes), *arrays)
     return jax.shard_map(
@@ -132,7 +131,7 @@ def _split(plan: _Plan, function: Callable[..., Any], *arrays: Any) -> Any:
         mesh=mesh,
         in_specs=jax.tree.map(spec, arrays),
         out_specs=jax.tree.map(spec, results),
-        check_vma=False,  # kernels do not say over which axes their results vary
+        check_vma=False,  # kernels do not declare over which axes their results vary
     )(*arrays)
 
 
@@ -153,7 +152,7 @@ def _backward(
     )
     if stripes == 1:
         return by_query[:, 0], by_key, by_value
-    # A stripe wrote only the query blocks that meet it.
+    # A stripe wrote only the query blocks that have a pair in it.
     met = jax.vmap(jax.vmap(lambda i: jnp.zeros(blocks, bool).at[i].set(True)))(pairs.query)
     met = jnp.repeat(met, sizes.block, axis=-1)[:, :, None, None, None, :]
     by_query = jnp.where(met, by_query, 0.0).sum(1).astype(inputs.query.dtype)
@@ -161,12 +160,12 @@ def _backward(
 
 
 def _stripes(blocks: int, G: int, H: int, itemsize: int, sizes: Sizes) -> int:
-    """Into how few stripes of whole blocks keys are cut for their gradients to fit on the chip."""
+    """The fewest stripes of keys, in whole blocks, whose gradients fit on the chip."""
     H += -H % LANES
-    # Two sums in fp32, and the results of which they become, twice: one is on its way out.
+    # Two fp32 sums, and their results twice, since one copy is being written out.
     of_block = sizes.block * H * 2 * (4 + 2 * itemsize)
-    # Queries, results, cotangents and (in fp32) gradients, twice; their sum; ids of keys, of which
-    # each fills a row of lanes; and scores on their way.
+    # Queries, results, cotangents and fp32 gradients, twice; their sum; ids of keys, each of which
+    # fills a row of lanes; and scores being computed.
     lanes = G * H * (6 * itemsize + 3 * 4) + 4 * LANES * 4 + 6 * sizes.block * 4
     others = sizes.block * lanes
     at_once = max(1, (sizes.vmem - others) // of_block)
@@ -174,7 +173,7 @@ def _stripes(blocks: int, G: int, H: int, itemsize: int, sizes: Sizes) -> int:
 
 
 def block_pairs(ids: Ids, block: int, stripes: int) -> Pairs:
-    """The pairs of blocks of each row in which some query sees a key, keys cut into stripes."""
+    """The pairs of blocks of each row in which some query sees a key, by stripes of keys."""
     segments, response_ids = ids
 
     def live_of_row(segments: Array, response_ids: Array | None) -> Array:
@@ -203,7 +202,7 @@ def block_pairs(ids: Ids, block: int, stripes: int) -> Pairs:
 
 
 def _seen_whole(ids: Ids, block: int) -> Bool[Array, "B P"]:
-    """Whether, order aside, each query of block i sees every key of block j; false if unsure."""
+    """Whether each query of block i sees every key of block j, order aside. False if unsure."""
     i, j = jnp.tril_indices(ids.segments.shape[1] // block)
 
     def ends(x: Array) -> tuple[Array, Array]:

@@ -1,10 +1,10 @@
-"""The TPU kernels of `ops/flash_attention.py`: one forwards, one backwards.
+"""The TPU kernels of `ops/flash_attention.py`: one for the forward pass, one for the backward pass.
 
-Both walk a list of pairs of a query block and a key block, and take at each pair all query heads
-of a key head. Scores lie transposed, keys by queries: what belongs to a query (maximum, sum,
-log-sum-exp) then is a row of lanes, and reductions over keys need no shuffles between lanes. All
-arrays come and go with positions last, which is how XLA lays out rotated heads on its own: their
-halves then are whole tiles. Exponentials are of base 2, which is what the chip computes.
+Both walk a list of pairs of a query block and a key block, and compute all query heads of a key
+head for each pair. Scores are transposed, keys by queries: the statistics of queries (maximum, sum,
+log-sum-exp) are then rows of lanes, and reductions over keys need no shuffles between lanes. All
+arrays have positions last, which is how XLA stores rotated heads, because their halves are then
+whole tiles. Exponentials are to the base 2, as the chip computes them.
 """
 
 from collections.abc import Callable
@@ -19,36 +19,36 @@ from jaxtyping import Array, Float, Int
 
 from rmr1_jax.ops.attention import MASKED, matmul_precision
 
-# What a pair is, as bits: some or all of its scores count; first or last of its query block.
+# Bits of a pair: some or all of its scores count; it is the first or last of its query block.
 PARTIAL, WHOLE, FIRST, LAST = 1, 2, 4, 8
 _LOG2_E = 1.4426950408889634
 
 
 class Pairs(NamedTuple):
-    """For each row and stripe of keys the pairs of blocks to meet, query blocks ascending.
+    """The pairs of blocks to compute for each row and stripe of keys, by ascending query block.
 
-    Those beyond a row's own number repeat its last pair, with no bit set: nothing is fetched.
+    Past the end of its list, a row repeats its last pair without any bit, so nothing is fetched.
     """
 
     query: Int[Array, "B Z P"]
     key: Int[Array, "B Z P"]
     bits: Int[Array, "B Z P"]
-    length: Int[Array, ""]  # the greatest of the rows' and stripes' numbers
+    length: Int[Array, ""]  # the length of the longest list
 
 
 class Ids(NamedTuple):
-    """Of segments, and of responses where there are any."""
+    """The segment ids, and the response ids if there are any."""
 
     segments: Int[Array, "B T"]
     response_ids: Int[Array, "B T"] | None
 
 
 class Sizes(NamedTuple):
-    """What the kernels are compiled for."""
+    """The static sizes of the kernels."""
 
     block: int
     vmem: int  # bytes of on-chip memory that they may use
-    interpret: bool = False  # run by XLA on any platform, for tests
+    interpret: bool = False  # run interpreted, on any platform, for tests
 
 
 def forward(
@@ -59,7 +59,7 @@ def forward(
     pairs: Pairs,
     sizes: Sizes,
 ) -> tuple[Float[Array, "B K G H T"], Float[Array, "B K G 1 T"]]:
-    """What the queries attend to, and the log of base 2 of each softmax' denominator."""
+    """Attention of the queries, and the base-2 log of each softmax denominator."""
     B, K, G, H, T = query.shape
     of = _Specs(sizes.block, G, H)
     stats = jax.ShapeDtypeStruct((B, K, G, 1, T), jnp.float32)
@@ -96,10 +96,10 @@ def backward(
     pairs: Pairs,
     sizes: Sizes,
 ) -> tuple[Float[Array, "B Z K G H T"], Float[Array, "B K H T"], Float[Array, "B K H T"]]:
-    """Gradients of queries (of each stripe of keys, where it has a pair), keys and values.
+    """Gradients of queries (per stripe of keys, where it has a pair), keys and values.
 
-    `attended` and `log_total` are what `forward` gave. The gradients of a stripe's keys and values
-    stay on the chip while its pairs pass, so scores are computed once for all three.
+    `attended` and `log_total` are the results of `forward`. The gradients of the keys and values of
+    a stripe stay on the chip during its pairs, so scores are computed once for all three.
     """
     B, K, G, H, T = query.shape
     Z = pairs.query.shape[1]
@@ -109,7 +109,7 @@ def backward(
         (1, 1, 1, G, H, sizes.block),
         lambda b, k, z, p, i, j, bits: (b, z, k, 0, 0, i[b, z, p]),
     )
-    # Parts of several stripes are added up later.
+    # The parts of several stripes are added later.
     by_query_type = query.dtype if Z == 1 else jnp.float32
     return _call(
         partial(_backward_kernel, sizes.block, ids.response_ids is not None),
@@ -141,7 +141,7 @@ def backward(
     )
 
 
-def _forward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *refs: Any) -> None:
+def _forward_kernel(block: int, has_responses: bool, i: Any, j: Any, bits: Any, *refs: Any) -> None:
     at = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     query, key, value, *rest = refs
     *ids, attended, log_total, weighted, maximum, total, bias = rest
@@ -163,8 +163,8 @@ def _forward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *refs
                 scores += bias[...]
             before = maximum[g]
             highest = jnp.maximum(before, scores.max(0, keepdims=True))
-            # A query that saw nothing yet counts 1 for each key here: its own, in the last pair of
-            # its block, takes all weight from that.
+            # A query that has seen no key yet counts 1 for each masked key. Its own key, in the
+            # last pair of its block, then takes all weight from these.
             weights = jnp.exp2((scores - highest) * to_log2)
             kept = jnp.exp2((before - highest) * to_log2)
             maximum[g] = highest
@@ -174,7 +174,7 @@ def _forward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *refs
 
         jax.lax.fori_loop(0, query.shape[2], head, None)
 
-    _meet(meet, bits[at], bias, block, i[at], j[at], branched, *ids)
+    _meet(meet, bits[at], bias, block, i[at], j[at], has_responses, *ids)
 
     @_when(bits[at], LAST)
     def _finish() -> None:
@@ -185,7 +185,9 @@ def _forward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *refs
         jax.lax.fori_loop(0, query.shape[2], head, None)
 
 
-def _backward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *refs: Any) -> None:
+def _backward_kernel(
+    block: int, has_responses: bool, i: Any, j: Any, bits: Any, *refs: Any
+) -> None:
     z, p = pl.program_id(2), pl.program_id(3)
     at = pl.program_id(0), z, p
     query, key, value, *rest = refs
@@ -227,7 +229,7 @@ def _backward_kernel(block: int, branched: bool, i: Any, j: Any, bits: Any, *ref
 
         jax.lax.fori_loop(0, query.shape[2], head, None)
 
-    _meet(meet, bits[at], bias, block, i[at], j[at], branched, *ids)
+    _meet(meet, bits[at], bias, block, i[at], j[at], has_responses, *ids)
 
     @_when(bits[at], LAST)
     def _finish_queries() -> None:
@@ -251,10 +253,10 @@ def _meet(
     block: int,
     i: Any,
     j: Any,
-    branched: bool,
+    has_responses: bool,
     *ids: Any,
 ) -> None:
-    """Runs `meet` for a live pair, with what masks its scores in `bias` where some do not count."""
+    """Run `meet` for a live pair. If some scores do not count, `bias` masks them."""
 
     @_when(bits, WHOLE)
     def _whole() -> None:
@@ -268,15 +270,15 @@ def _meet(
         of_queries = i * block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         seen = of_keys <= of_queries
         seen &= spread(ids[0]) == spread(ids[1])
-        if branched:
-            key_branch = spread(ids[2])
-            seen &= (key_branch == 0) | (key_branch == spread(ids[3]))
+        if has_responses:
+            key_response = spread(ids[2])
+            seen &= (key_response == 0) | (key_response == spread(ids[3]))
         bias[...] = jnp.where(seen, 0.0, MASKED)
         meet(True)
 
 
 class _Specs:
-    """Which block of an array a pair reads."""
+    """The blocks of the arrays that a pair reads."""
 
     def __init__(self, block: int, G: int, H: int):
         self.queries = pl.BlockSpec(
@@ -294,7 +296,7 @@ class _Specs:
         self._rows = pl.BlockSpec((1, 1, block), lambda b, k, z, p, i, j, bits: (b, 0, i[b, z, p]))
 
     def ids(self, ids: Ids) -> list[tuple[Array, pl.BlockSpec]]:
-        """Segments of keys and of queries, and their responses."""
+        """The segment ids of keys and queries, and their response ids."""
         given = [array for array in ids if array is not None]
         return [
             part
@@ -335,7 +337,7 @@ def _call(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=sizes.vmem,
         ),
-        # Of a row that is one segment: what it costs at most.
+        # The highest cost: each row is one segment.
         cost_estimate=pl.CostEstimate(
             flops=products * B * K * G * T * T * H,
             transcendentals=B * K * G * T * T // 2,

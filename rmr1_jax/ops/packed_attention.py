@@ -1,13 +1,13 @@
 """Causal attention within the segments of packed rows, without ever holding [T, T].
 
-Rows are cut into blocks. A query block meets the key blocks up to its own one after another and
-keeps a running softmax (Milakov & Gimelshein, 2018, arXiv 1805.02867); the backward pass computes
-each block's scores again from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691). Pairs of
-blocks are skipped where the keys come later, and where no row has a segment in both: packed rows
-cost what their segments cost, not what their length does.
+Rows are cut into blocks. Each query block visits the key blocks up to its own and keeps a running
+softmax (Milakov & Gimelshein, 2018, arXiv 1805.02867). The backward pass recomputes the scores from
+the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691). Pairs of blocks are skipped if the keys
+come later or if no row has a segment in both, so the cost depends on the segments and not on the
+length of the row.
 
-A segment may branch: a prompt, then several responses that all see the prompt and none of the
-others. It costs what its parts cost, for pairs of blocks of different responses are skipped too.
+A segment may be a prompt followed by several responses, which all see the prompt but not each
+other. Pairs of blocks of different responses are skipped too.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.ops.attention import MASKED, matmul_precision
 
-# Scores of a pair of blocks stay in a CPU's cache; accelerators want larger products.
+# On a CPU, the scores of a pair of blocks fit in the cache. Accelerators need larger products.
 CPU_BLOCK, ACCELERATOR_BLOCK = 128, 512
-# Under this name a checkpoint policy may keep what the backward pass needs of the forward pass.
+# The name by which a checkpoint policy keeps the residuals of the forward pass.
 KEPT = "packed_attention"
 
-
-# How a model attends: query, key, value, segment ids, response_ids, as for `packed_attention`.
+# The signature of `packed_attention`: query, key, value, segment ids, response ids.
 PackedAttention = Callable[
     [
         Float[Array, "B T N H"],
@@ -42,9 +41,9 @@ PackedAttention = Callable[
 
 
 class _Inputs(NamedTuple):
-    """Heads before positions, as the products read them: all query heads of a key head together."""
+    """The inputs with heads before positions, and all query heads of a key head together."""
 
-    rows: Float[Array, "B K TG H"]  # the G queries of a position follow each other
+    rows: Float[Array, "B K TG H"]  # the G queries of a position are adjacent
     key: Float[Array, "B K T H"]
     value: Float[Array, "B K T H"]
     segment_ids: Int[Array, "B T"] | None
@@ -62,20 +61,19 @@ def packed_attention(
 ) -> Float[Array, "B T N H"]:
     """Each token attends to itself and to the earlier tokens of its row with the same segment id.
 
-    With response_ids, only to those of branch 0 and of its own. Softmax and sums are fp32; the
-    result has the dtype of `query`. N is a multiple of K. Padding is a segment like any other, so
-    its results are finite.
+    With `response_ids`, a token sees only the prompt (0) and its own response. Softmax and sums are
+    fp32; the result has the dtype of `query`. N is a multiple of K. Padding is a segment like any
+    other, so its results are finite.
 
     Args:
-      query: with rotary positions applied, as `key`.
-      key: of each token.
-      value: of each token.
-      segment_ids: ascending from 1, then 0 for padding; any others give the same, only slower. All
-        one segment when absent.
-      response_ids: 0 for a segment's prompt, and its responses ascending from 1 through the row;
-      any
-        others give the same, only slower. Padding (segment 0) then sees nothing but itself.
-      block: positions a block, by default what suits the platform.
+      query: with rotary positions applied, like `key`.
+      key: one per token.
+      value: one per token.
+      segment_ids: ascending from 1, then 0 for padding; other ids are correct but slower. All one
+        segment when absent.
+      response_ids: 0 for the prompt of a segment, then its responses, ascending from 1 through the
+        row; other ids are correct but slower. Each token of padding then sees only itself.
+      block: positions per block, by default what suits the platform.
     """
     B, T, N, H = query.shape
     K = key.shape[2]
@@ -105,15 +103,15 @@ def packed_attention(
 def live_pairs(
     segment_ids: Int[Array, "B T"], response_ids: Int[Array, "B T"] | None, block: int
 ) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"], Bool[Array, " pairs"]]:
-    """Query blocks i, key blocks j <= i of each, and whether some query of i may see a key of j.
+    """Query blocks i, key blocks j <= i, and whether some query of i may see a key of j.
 
-    Judged by the ranges of ids that the blocks hold, which is exact where ids are as
-    `packed_attention` asks for them; T is a multiple of `block`.
+    It compares the ranges of ids in the blocks, which is exact for ascending ids. T is a multiple
+    of `block`.
     """
     blocks = segment_ids.shape[1] // block
     i, j = jnp.tril_indices(blocks)
     in_blocks = lambda x: x.reshape(len(x), blocks, block)  # noqa: E731
-    # Padding comes last: as the highest id it has nothing in common with what stands before.
+    # Padding comes last. As the highest id it overlaps with nothing before it.
     highest = jnp.iinfo(segment_ids.dtype).max
     ids = in_blocks(jnp.where(segment_ids == 0, highest, segment_ids))
     low, high = ids.min(-1), ids.max(-1)
@@ -121,16 +119,16 @@ def live_pairs(
     if response_ids is not None:
         of_blocks = in_blocks(response_ids)
         prompt, high = (of_blocks == 0).any(-1), of_blocks.max(-1)
-        # Where there is no response, the lowest is above the highest: it overlaps with none.
+        # In a block without responses, low is above high, so it overlaps with none.
         low = jnp.where(of_blocks == 0, jnp.iinfo(response_ids.dtype).max, of_blocks).min(-1)
         live &= prompt[:, j] | ((low[:, i] <= high[:, j]) & (low[:, j] <= high[:, i]))
     return i, j, live.any(0)
 
 
 def padding_apart(segment_ids: Array | None, response_ids: Array) -> Array:
-    """The segment ids with one of its own for each token of padding, above all others.
+    """Segment ids in which each token of padding has an id of its own, above all others.
 
-    A batch of groups may have long tails of padding, whose blocks otherwise would all meet.
+    Otherwise the blocks of long tails of padding would all attend to each other.
     """
     if segment_ids is None:
         return jnp.ones_like(response_ids)
@@ -165,7 +163,7 @@ _attention.defvjp(_forward_rule, _backward_rule)
 def _on_platform[R](
     function: Callable[..., R], block: int | None, inputs: _Inputs, *others: Array
 ) -> R:
-    """`function` with the block size of whatever the program is compiled for."""
+    """Call `function` with the block size for the platform that is compiled for."""
     T = inputs.key.shape[2]
     if block is not None or T <= CPU_BLOCK:
         return function(min(T, block or T), inputs, *others)
@@ -178,13 +176,13 @@ def _on_platform[R](
 
 
 def accelerator_block(positions: int) -> int:
-    """The block size on accelerators, of rows that were padded to a multiple of `CPU_BLOCK`."""
+    """The block size on accelerators, for rows padded to a multiple of `CPU_BLOCK`."""
     fitting = range(CPU_BLOCK, ACCELERATOR_BLOCK + 1, CPU_BLOCK)
     return max(size for size in fitting if positions % size == 0)
 
 
 def _forward_blocks(block: int, inputs: _Inputs) -> tuple[Array, Array]:
-    """What the queries attend to, and the log of each softmax' denominator."""
+    """Attention of the queries, and the log of each softmax denominator."""
     rows, key, value, *_ = inputs
     product = _product(rows.dtype)
     of_rows = block * (rows.shape[2] // key.shape[2])
@@ -210,7 +208,7 @@ def _forward_blocks(block: int, inputs: _Inputs) -> tuple[Array, Array]:
 def _backward_blocks(
     block: int, inputs: _Inputs, attended: Array, log_total: Array, cotangent: Array
 ) -> _Inputs:
-    """Gradients of what `_forward_blocks` attends to."""
+    """The gradients of the attention of `_forward_blocks`."""
     rows, key, value, *_ = inputs
     product = _product(rows.dtype)
     of_rows = block * (rows.shape[2] // key.shape[2])
@@ -244,10 +242,10 @@ def _for_live_pairs(
     inputs: _Inputs,
     block: int,
 ) -> tuple[Array, ...]:
-    """Runs `pair` for each query block i and key block j <= i of which some row sees something.
+    """Run `pair` for each query block i and key block j <= i in which some query sees a key.
 
-    For each i, the last is j = i, where every query sees at least itself: scores masked so far,
-    which count as 1 while nothing else is known, then lose all their weight.
+    For each i, the last is j = i, in which every query sees at least itself. Masked scores before
+    it, which counted as 1 while the maximum was `MASKED`, then lose all their weight.
     """
     blocks = inputs.key.shape[2] // block
     if blocks == 1:
@@ -263,7 +261,7 @@ def _for_live_pairs(
 
 
 def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B K R S"]:
-    """Of query block i for key block j; masked where a query may not see a key."""
+    """Scores of query block i for key block j, masked where a query may not see a key."""
     rows, key, _, segment_ids, response_ids = inputs
     groups = rows.shape[2] // key.shape[2]
     queries, keys = _take(rows, i, block * groups), _take(key, j, block)
@@ -282,7 +280,7 @@ def _scores(i: Array, j: Array, inputs: _Inputs, block: int) -> Float[Array, "B 
 def _ids(
     ids: Array, i: Array, j: Array, block: int
 ) -> tuple[Int[Array, "B Q 1"], Int[Array, "B 1 S"]]:
-    """Those of query block i and of key block j, to be compared with each other."""
+    """The ids of query block i and of key block j, shaped to be compared."""
     of_queries, of_keys = (
         jax.lax.dynamic_slice_in_dim(ids, at * block, block, axis=1) for at in (i, j)
     )

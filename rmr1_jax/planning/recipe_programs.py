@@ -35,7 +35,7 @@ from rmr1_jax.planning.loop_counts import (
 from rmr1_jax.rl.batch import longest_row
 from rmr1_jax.rl.loss import grpo_objective, logprob_pass
 from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS
-from rmr1_jax.sampling.decode_programs import Programs, cache_length, prompt_width
+from rmr1_jax.sampling.decode_programs import Programs, cache_bucket, prompt_width
 from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.request_queue import queue_entries
 from rmr1_jax.training.flops import group_flops, training_flops
@@ -284,8 +284,8 @@ def _rollout(
         "max_new_tokens": longest,
         "slots": slots,
     }
-    state = programs.shapes(columns=cache_length(longest), **sizes)
-    before = programs.shapes(columns=max(cache_length(longest) // 2, cache_length(1)), **sizes)
+    state = programs.shapes(cache_length=cache_bucket(longest), **sizes)
+    before = programs.shapes(cache_length=max(cache_bucket(longest) // 2, cache_bucket(1)), **sizes)
     cache = [leaf for kind in (state.prompts, state.responses) for layer in kind for leaf in layer]
     # Weights once; the responses as long as they are in the mean while they are written, half of
     # what they become; each prompt once for its group.
@@ -327,7 +327,7 @@ def _rollout(
         Planned(
             "ring growth",
             lambda: programs.resizing(
-                cache_length(longest), state.requests.tokens.shape[1], True
+                cache_bucket(longest), state.requests.tokens.shape[1], True
             ).lower(replace(before, responses=()), before.responses),
             runs=1,
             resident=beside + bytes_on_chip(weights),

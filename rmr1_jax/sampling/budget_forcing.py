@@ -1,7 +1,7 @@
-"""Budget forcing: a trace that was cut is closed, and its verdict asked for once more.
+"""Budget forcing: close a trace that reached its budget, and ask for its verdict.
 
-After Muennighoff et al., "s1: Simple test-time scaling" (arXiv 2501.19393), §3.1: to end a model's
-thinking at a budget, the end of thinking is written for it, and it answers with what it has.
+After Muennighoff et al., "s1: Simple test-time scaling" (arXiv 2501.19393), §3.1: to stop thinking
+at a budget, append the end of thinking and let the model answer with what it has.
 """
 
 from collections import Counter
@@ -18,14 +18,14 @@ CLOSING: dict[PromptStyle, str] = {
     "chain_of_rubrics": "\n\n<answer>[[",
     "reasoning": "\n</think>\n\n<answer>[[",
 }
-FORCED_TOKENS = 8  # enough for: A ]] </ answer > and the end
-# Cut preferences that wait for a pass of their own: so many are lost if a run is killed.
+FORCED_TOKENS = 8  # enough for `A]]</answer>` and the end of turn
+# How many preferences with cut traces are collected for one pass; a killed run loses these.
 CUT_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A preference whose traces are read, each with what it was read from."""
+    """A preference with its samples and their judgements."""
 
     position: int
     prompt: list[int]
@@ -37,7 +37,7 @@ class Judged:
         return any(judgement.problem == "truncated" for judgement in self.judgements)
 
 
-def forced(
+def force_verdicts(
     cut: Sequence[Judged],
     ask: Callable[[list[list[int]]], Iterable[tuple[int, list[Sample]]]],
     *,
@@ -45,14 +45,14 @@ def forced(
     reader: Reader,
     max_context: int,
 ) -> Iterator[tuple[int, list[Judgement]]]:
-    """Yield (position, judgements) of each preference once all its cut traces have their verdicts.
+    """Yield (position, judgements) of each preference once its cut traces are closed and judged.
 
     Args:
-      cut: preferences, some of whose traces were cut.
-      ask: writes on after prompts, greedily, and yields (which prompt, [what was written]).
-      style: how the judge is asked.
-      reader: of the judge.
-      max_context: a trace that does not fit it with its closing stays truncated.
+      cut: preferences with cut traces.
+      ask: continues prompts greedily, and yields (index of the prompt, [continuation]).
+      style: of the judge's prompt.
+      reader: reads the closed traces.
+      max_context: a trace that does not fit with its closing stays truncated.
     """
     asked: list[tuple[Judged, int, list[int]]] = []
     prompts: list[list[int]] = []
@@ -76,15 +76,15 @@ def forced(
 
 
 def closing_text(style: PromptStyle, trace: str) -> str:
-    """What is appended to a trace that was cut: the end of its thinking, and how a verdict begins.
+    """The text to append to a cut trace: the end of its thinking and the start of a verdict.
 
-    Thinking that has ended already is not ended again.
+    Thinking that has already ended is not ended again.
     """
     return CLOSING["chain_of_rubrics" if "</think>" in trace else style]
 
 
 def joined(trace: Sample, closing: list[int], answer: Sample) -> Sample:
-    """One sample of a trace, its closing and its answer; what we wrote has log-probability 0."""
+    """Trace, closing and answer as one sample. The closing has log-probability 0."""
     ours = np.zeros(len(closing), np.float32)
     return Sample(
         tokens=np.concatenate([trace.tokens, np.array(closing, np.int32), answer.tokens]),

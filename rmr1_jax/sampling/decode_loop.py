@@ -1,17 +1,15 @@
-"""Sampling inside the graph: slots that refill themselves, prompts that are computed once.
+"""The decode loop: sampling inside the graph, with slots that refill themselves.
 
-`run` is one `while_loop`. Its body admits waiting prompts into free prompt slots (prefill, in
-chunks, so a short prompt costs what it is long), gives free slots to waiting samples, and decodes
-until a slot can be refilled. No program boundary, no host and no conditional on a cache stands
-inside the decode loop, and the caches are updated in place.
+`run_decode_loop` is one `while_loop`. Its body prefills waiting prompts into free prompt slots (in
+chunks, so that a short prompt is cheap), gives free slots to waiting samples, and decodes until a
+slot can be refilled. Decoding never leaves the program, never waits for the host, and never puts a
+cache into a conditional; the caches are updated in place.
 
-A slot's first input is the last token of its prompt, so prefill needs no output head and the first
-token is sampled like every other. Each step, the queries go to the prompts rather than the prompts
-to the queries: they are gathered by prompt slot, so a shared prompt is read once however many
-samples ask.
+The first input of a slot is the last token of its prompt. Prefill therefore needs no output head,
+and the first token is sampled like every other. In each step the queries are gathered by prompt
+slot, so that a prompt is read once for all of its samples.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -30,18 +28,17 @@ from rmr1_jax.sampling.decode_state import (
     EngineState,
     Outputs,
     Slots,
-    resize,
+    query_of_slot,
     routes,
-    slot_of_query,
 )
 from rmr1_jax.sampling.prefill import Decoder, Prefix, prefill
 from rmr1_jax.sampling.sampler import Sampled, is_stop, request_uniform, sample
 
 
 def unstack_layers(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
-    """Weights as decoding wants them: in the compute dtype, and a tuple of layers, not a stack.
+    """Weights for decoding: in the compute dtype, with the stacked layers as a tuple.
 
-    A scanned stack would be sliced, and a scanned cache copied, at every step.
+    With a scan over layers, every step would slice the weights and copy the caches.
     """
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     layers = tuple(
@@ -51,7 +48,7 @@ def unstack_layers(config: ModelConfig, params: Params, dtype: DTypeLike) -> Par
     return {**params, "layers": layers}
 
 
-def run(
+def run_decode_loop(
     config: ModelConfig,
     weights: Params,
     state: EngineState,
@@ -62,23 +59,23 @@ def run(
 ) -> EngineState:
     """Admit, prefill and decode until nothing is left to do.
 
-    It also stops when a live response has filled the ring (`resize` it and go on), after
-    `max_steps` decode steps, or when nothing waits and no more than `drained_slots` slots are live
-    (`compact`).
+    The loop also stops when a live response has filled its KV ring buffer (`resize` it and
+    continue), after `max_steps` decode steps, or when nothing waits and at most `drained_slots`
+    slots are live (`compact` them and continue).
 
     Args:
       config: the model's.
       weights: from `unstack_layers`.
-      state: from `init_state`, or an earlier `run`.
-      max_steps: traced.
-      drained_slots: traced.
-      attention: `masked`, or what gives the same faster where the arrays are.
+      state: from `init_state`, or from an earlier call.
+      max_steps: a traced value.
+      drained_slots: a traced value.
+      attention: `masked`, or a faster equivalent for the platform.
     """
     model = Decoder(config, weights)
     limit = state.counters.steps[0] + max_steps
 
     def may_step(state: EngineState) -> Bool[Array, ""]:
-        fits = jnp.max(_live_written(state)) < state.columns
+        fits = jnp.max(_live_written(state)) < state.cache_length
         return fits & (state.counters.steps[0] < limit)
 
     def unfinished(state: EngineState) -> Bool[Array, ""]:
@@ -91,29 +88,14 @@ def run(
             drained = ~_waiting(state) & (live <= drained_slots)
             return may_step(state) & (live > 0) & ~_can_admit(state) & ~drained
 
-        with jax.named_scope("decode"):  # by which plans tell the two loops apart
+        with jax.named_scope("decode"):  # plans tell the two loops apart by this name
             return jax.lax.while_loop(steady, lambda s: _decode_step(model, attention, s), state)
 
     return jax.lax.while_loop(unfinished, lambda s: decode(_admit(model, s)), state)
 
 
-def generate(
-    config: ModelConfig, weights: Params, state: EngineState, ring_sizes: Sequence[int]
-) -> EngineState:
-    """The whole queue in one program: `run` in each ring of an ascending list, growing in between.
-
-    While all responses are short, steps read the short ring. The last size must hold the longest
-    response. `state` comes from `init_state` with the first size.
-    """
-    for columns in ring_sizes:
-        if columns != state.columns:
-            state = resize(state, columns=columns)
-        state = run(config, weights, state, max_steps=jnp.iinfo(jnp.int32).max // 2)
-    return state
-
-
 def _waiting(state: EngineState) -> Bool[Array, ""]:
-    """Some sample has no slot yet."""
+    """Whether some sample has no slot yet."""
     pending = jnp.any(state.prompt_slots.next_sample < state.group_size)
     return pending | jnp.any(state.requests.arrival != NOT_WAITING)
 
@@ -122,24 +104,24 @@ def _live_written(state: EngineState) -> Int[Array, "S"]:
     return jnp.where(state.slots.request >= 0, state.slots.written, 0)
 
 
-def _asked_lanes(state: EngineState) -> Bool[Array, "prompt_slots"]:
-    """PromptSlots whose prompt some live slot answers."""
+def _prompt_slots_in_use(state: EngineState) -> Bool[Array, "prompt_slots"]:
+    """Which prompt slots have a live slot that answers their prompt."""
     prompt_slots = state.prompt_slots.entry.shape[0]
     at = jnp.where(state.slots.request >= 0, state.slots.prompt_slot, prompt_slots)
     return jnp.zeros(prompt_slots, bool).at[at].set(True, mode="drop")
 
 
-def _free_lanes(state: EngineState) -> Bool[Array, "prompt_slots"]:
-    """PromptSlots whose samples all have finished."""
-    return (state.prompt_slots.next_sample == state.group_size) & ~_asked_lanes(state)
+def _free_prompt_slots(state: EngineState) -> Bool[Array, "prompt_slots"]:
+    """Which prompt slots can take a new prompt: all of their samples have finished."""
+    return (state.prompt_slots.next_sample == state.group_size) & ~_prompt_slots_in_use(state)
 
 
 def _wants_prompt(state: EngineState) -> Bool[Array, ""]:
-    """A slot is free that no prefilled prompt can fill; so are a prompt and a prompt slot."""
+    """Whether to prefill: prefilled prompts cannot fill all free slots, and there is room."""
     free_slots = jnp.sum(state.slots.request < 0)
     pending = jnp.sum(state.group_size - state.prompt_slots.next_sample)
     waiting = jnp.any(state.requests.arrival != NOT_WAITING)
-    return (free_slots > pending) & waiting & jnp.any(_free_lanes(state))
+    return (free_slots > pending) & waiting & jnp.any(_free_prompt_slots(state))
 
 
 def _can_admit(state: EngineState) -> Bool[Array, ""]:
@@ -158,7 +140,7 @@ def _prefill_next(model: Decoder, state: EngineState) -> EngineState:
     """Compute the KV of the next prompt, all but its last token, into a free prompt slot."""
     requests, counters = state.requests, state.counters
     entry = jnp.argmin(requests.arrival).astype(jnp.int32)
-    prompt_slot = jnp.argmax(_free_lanes(state)).astype(jnp.int32)
+    prompt_slot = jnp.argmax(_free_prompt_slots(state)).astype(jnp.int32)
     prompts, computed = prefill(
         model,
         requests.tokens[entry],
@@ -181,7 +163,7 @@ def _prefill_next(model: Decoder, state: EngineState) -> EngineState:
 
 
 def _fill_slots(state: EngineState) -> EngineState:
-    """Give free slots to waiting samples, prompt slot by prompt slot, sample by sample."""
+    """Give free slots to waiting samples, in the order of prompt slots and then of samples."""
     slots, prompt_slots, G = state.slots, state.prompt_slots, state.group_size
     free = slots.request < 0
     rank = jnp.cumsum(free) - 1  # among the free
@@ -212,24 +194,24 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
     """One token for every slot."""
     slots, requests, write_position = state.slots, state.requests, state.write_position[0]
     live = slots.request >= 0
-    lane_length = requests.length[state.prompt_slots.entry] - 1
+    prompt_length = requests.length[state.prompt_slots.entry] - 1
     prefix = Prefix(state.prefix, requests.shared[state.prompt_slots.entry[slots.prompt_slot]])
-    positions = prefix.shared + lane_length[slots.prompt_slot] + slots.written
-    ask_response = attention(
+    positions = prefix.shared + prompt_length[slots.prompt_slot] + slots.written
+    attend_response = attention(
         Live(jnp.full_like(slots.written, write_position), jnp.where(live, slots.written + 1, 0)),
-        state.columns,
+        state.cache_length,
     )
-    ask_prompt = attention(
-        Live(lane_length - 1, jnp.where(_asked_lanes(state), lane_length, 0)),
+    attend_prompt = attention(
+        Live(prompt_length - 1, jnp.where(_prompt_slots_in_use(state), prompt_length, 0)),
         requests.tokens.shape[1],
     )
     responses = list(state.responses)
 
     def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
         responses[layer] = write(responses[layer], key, value, 0, write_position)
-        own = ask_response(query, *responses[layer])
-        prompt = _ask_prompts(state, query, state.prompts[layer], ask_prompt)
-        return merge(own, prompt, *prefix.ask(layer, query)).astype(query.dtype)
+        own = attend_response(query, *responses[layer])
+        prompt = _attend_prompts(state, query, state.prompts[layer], attend_prompt)
+        return merge(own, prompt, *prefix.attend(layer, query)).astype(query.dtype)
 
     hidden = model.blocks_over(slots.token[:, None], positions[:, None], attend)
     logits = model.logits(model.final_norm(hidden))[:, 0]
@@ -255,7 +237,7 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
     return replace(
         state,
         responses=tuple(responses),
-        write_position=(state.write_position + 1) % state.columns,
+        write_position=(state.write_position + 1) % state.cache_length,
         slots=replace(
             slots,
             request=jnp.where(ended, IDLE, slots.request),
@@ -272,20 +254,20 @@ def _decode_step(model: Decoder, attention: DecodeAttention, state: EngineState)
     )
 
 
-def _ask_prompts(
+def _attend_prompts(
     state: EngineState,
     query: Float[Array, "S 1 N H"],
     prompts: LayerCache,
     attend: Attend,
 ) -> PartialAttention:
-    """Attention of every slot to the prompt of its prompt slot; each prompt is read once."""
-    if state.group_size == 1:  # slot i asks prompt slot i
+    """Attention of every slot to its prompt. Each prompt is read once."""
+    if state.group_size == 1:  # slot i has prompt slot i
         return attend(query, *prompts)
     prompt_slots = state.prompt_slots.entry.shape[0]
-    by_lane = query[:, 0].at[state.slots.route].get(mode="fill", fill_value=0)
-    by_lane = by_lane.reshape(prompt_slots, -1, *query.shape[2:])
-    parts = attend(by_lane, *prompts)
-    back = slot_of_query(state.slots, state.group_size)
+    by_prompt_slot = query[:, 0].at[state.slots.route].get(mode="fill", fill_value=0)
+    by_prompt_slot = by_prompt_slot.reshape(prompt_slots, -1, *query.shape[2:])
+    parts = attend(by_prompt_slot, *prompts)
+    back = query_of_slot(state.slots, state.group_size)
     return PartialAttention(*(x.reshape(-1, *x.shape[2:])[back][:, None] for x in parts))
 
 
@@ -297,7 +279,7 @@ def _record(
     stopped: Bool[Array, "S"],
     ended: Bool[Array, "S"],
 ) -> Outputs:
-    """Write what the live slots have drawn; idle slots point beyond the end and are dropped."""
+    """Record the tokens of live slots. Idle slots point past the end, so they are dropped."""
     request = jnp.where(slots.request >= 0, slots.request, outputs.length.shape[0])
     at = (request, slots.written)
     finish = jnp.where(ended, jnp.where(stopped, Outputs.STOPPED, Outputs.CUT), Outputs.RUNNING)

@@ -1,4 +1,4 @@
-"""What the engine carries from step to step, and from one compiled program to the next."""
+"""The state of sampling: carried from step to step, and between compiled programs."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from rmr1_jax.models.kv_cache import (
     LayerCache,
     empty_cache,
     fit,
-    fit_columns,
+    fit_cache,
     resize_cache,
 )
 from rmr1_jax.models.model_config import ModelConfig
@@ -25,14 +25,14 @@ NOT_WAITING = jnp.iinfo(jnp.int32).max
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Requests:
-    """The queue: Q entries, each one prompt that wants G samples.
+    """The queue: Q entries, each a prompt to be answered G times.
 
-    A prompt begins with `shared` tokens of the state's prefix; the rest, P tokens at the most and
-    one at the least, is `tokens`. Everything here is traced: new lengths, sampling parameters or
-    stop ids never recompile.
+    The first `shared` tokens of a prompt are those of the state's prefix. The rest, 1 to P tokens,
+    is in `tokens`. All of this is traced: new lengths, sampling parameters or stop ids never
+    recompile.
     """
 
-    arrival: Int[Array, "Q"]  # entries are admitted in this order; else NOT_WAITING
+    arrival: Int[Array, "Q"]  # entries are admitted in this order; NOT_WAITING if admitted or empty
     tokens: Int[Array, "Q P"]
     length: Int[Array, "Q"]  # of `tokens`
     shared: Int[Array, "Q"]
@@ -70,36 +70,33 @@ class Requests:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PromptSlots:
-    """Prompts whose KV is in the prompt cache."""
+    """The prompts whose keys and values are in the prompt cache."""
 
     entry: Int[Array, "prompt_slots"]
-    next_sample: Int[
-        Array, "prompt_slots"
-    ]  # samples before it have a slot or are finished; G: none waits
+    next_sample: Int[Array, "prompt_slots"]  # the first sample without a slot; G if none waits
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Rows of the decode batch."""
+    """The rows of the decode batch."""
 
     request: Int[Array, "S"]  # entry * G + sample, or IDLE
     prompt_slot: Int[Array, "S"]
     token: Int[Array, "S"]  # the next input
-    written: Int[Array, "S"]  # columns of the ring that are this slot's
-    route: Int[
-        Array, "routes"
-    ]  # prompt_slot * queries_per_prompt_slot + rank -> slot, or S where nobody asks
+    written: Int[Array, "S"]  # tokens of this slot's response in the KV ring buffer
+    # prompt_slot * queries_per_prompt_slot + rank -> slot, or S if there is none
+    route: Int[Array, "routes"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outputs:
-    """What was sampled, by request (entry * G + sample)."""
+    """The samples, by request (entry * G + sample)."""
 
     tokens: Int[Array, "QG R"]
     logprobs: Float[Array, "QG R 2"]  # (untempered model, distribution drawn from)
-    logit_diffs: Float[Array, "QG R"]  # logit of the first of `compare_ids` less that of the second
+    logit_diffs: Float[Array, "QG R"]  # logit of compare_ids[0] minus that of compare_ids[1]
     length: Int[Array, "QG"]
     finished: Int[Array, "QG"]  # RUNNING, STOPPED or CUT
 
@@ -109,12 +106,12 @@ class Outputs:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Counters:
-    """Exact work done, for tests and metrics; a sharded run holds one of each a data group."""
+    """Exact amounts of work, for tests and metrics. A sharded run has one per data group."""
 
     steps: Int[Array, "1"]
     row_steps: Int[Array, "1"]  # steps x slots
     live_row_steps: Int[Array, "1"]  # row-steps that produced a token
-    prefill_tokens: Int[Array, "1"]  # prompt positions computed, padding of the last chunk included
+    prefill_tokens: Int[Array, "1"]  # prompt positions computed, with the padding of last chunks
 
     @staticmethod
     def zero() -> "Counters":
@@ -129,14 +126,14 @@ class EngineState:
     slots: Slots
     outputs: Outputs
     counters: Counters
-    write_position: Int[Array, "1"]  # next column of the ring
-    prompts: KVCache  # prompt slots x P columns
-    responses: KVCache  # slots x C columns, a ring
-    prefix: KVCache = ()  # 1 x W columns: what prompts begin with, computed once; or nothing
+    write_position: Int[Array, "1"]  # where all slots write next in the KV ring buffer
+    prompts: KVCache  # prompt slots x P positions
+    responses: KVCache  # slots x C positions: the KV ring buffer
+    prefix: KVCache = ()  # 1 x W positions: what prompts begin with; or empty
 
     @property
-    def columns(self) -> int:
-        return self.responses[0].columns
+    def cache_length(self) -> int:
+        return self.responses[0].length
 
     @property
     def group_size(self) -> int:
@@ -144,7 +141,7 @@ class EngineState:
 
 
 def queries_per_prompt_slot(slots: int, group_size: int) -> int:
-    """How many slots can ask one prompt slot at a time: a whole group, or all slots if fewer."""
+    """How many slots can answer one prompt at a time: a whole group, or all slots if fewer."""
     return min(slots, group_size)
 
 
@@ -155,14 +152,14 @@ def init_state(
     group_size: int,
     slots: int,
     prompt_slots: int,
-    columns: int,
+    cache_length: int,
     max_new_tokens: int,
     dtype: DTypeLike,
 ) -> EngineState:
-    """Nothing admitted yet. With G = 1, `prompt_slots` must equal `slots`: they are one."""
+    """The state before anything is admitted. With G = 1, each slot has its own prompt slot."""
     if group_size == 1 and prompt_slots != slots:
         raise ValueError(
-            f"with one sample a prompt every slot has its prompt_slot: {prompt_slots=} != {slots=}"
+            f"with one sample per prompt, each slot has a prompt slot: {prompt_slots=} != {slots=}"
         )
     entries, prompt_length = requests.tokens.shape
     whole = lambda n, fill=0: jnp.full(n, fill, jnp.int32)  # noqa: E731
@@ -188,54 +185,54 @@ def init_state(
         counters=Counters.zero(),
         write_position=whole(1),
         prompts=empty_cache(config, prompt_slots, prompt_length, dtype),
-        responses=empty_cache(config, slots, columns, dtype),
+        responses=empty_cache(config, slots, cache_length, dtype),
     )
 
 
-def resize(state: EngineState, *, columns: int, width: int | None = None) -> EngineState:
-    """The same state with another ring, and prompts of another width.
+def resize(state: EngineState, *, cache_length: int, width: int) -> EngineState:
+    """The same state with another cache length and prompt width.
 
-    Both must hold what is live: `columns` the longest response so far, `width` the longest prompt
-    without what it shares.
+    `cache_length` must hold the longest live response, `width` the longest live prompt without its
+    part of the prefix.
     """
     everyone = jnp.arange(state.slots.request.shape[0])
     responses, write_position = resize_cache(
-        state.responses, state.write_position[0], columns, everyone
+        state.responses, state.write_position[0], cache_length, everyone
     )
-    state = replace(state, responses=responses, write_position=write_position[None])
-    if width is None:
-        return state
     return replace(
         state,
+        responses=responses,
+        write_position=write_position[None],
         requests=replace(state.requests, tokens=fit(state.requests.tokens, width, axis=1)),
-        prompts=fit_columns(state.prompts, width),
+        prompts=fit_cache(state.prompts, width),
     )
 
 
-def compact(state: EngineState, *, slots: int, columns: int) -> EngineState:
-    """The live slots and their prompt slots alone, once nothing waits: a small batch.
+def compact(state: EngineState, *, slots: int, cache_length: int) -> EngineState:
+    """A smaller batch for when nothing waits: only the live slots and their prompt slots.
 
-    `slots` must hold the live slots, `columns` the longest response so far.
+    `slots` must hold the live slots, `cache_length` the longest live response.
     """
     G = state.group_size
     order = jnp.argsort(state.slots.request < 0, stable=True)[:slots]
     live = state.slots.request[order] >= 0
     if G == 1:  # slot i keeps prompt slot i
-        prompt_slots, lane_of_slot = order, jnp.arange(slots)
+        prompt_slots, prompt_slot_of_slot = order, jnp.arange(slots)
     else:
         used = jnp.zeros(state.prompt_slots.entry.shape[0], bool)
         used = used.at[jnp.where(live, state.slots.prompt_slot[order], len(used))].set(
             True, mode="drop"
         )
         prompt_slots = jnp.argsort(~used, stable=True)[:slots]
-        lane_of_slot = jnp.argsort(jnp.argsort(~used, stable=True))[state.slots.prompt_slot[order]]
-        lane_of_slot = jnp.where(live, lane_of_slot, 0)
+        rank = jnp.argsort(jnp.argsort(~used, stable=True))
+        prompt_slot_of_slot = rank[state.slots.prompt_slot[order]]
+        prompt_slot_of_slot = jnp.where(live, prompt_slot_of_slot, 0)
     responses, write_position = resize_cache(
-        state.responses, state.write_position[0], columns, order
+        state.responses, state.write_position[0], cache_length, order
     )
     compacted = Slots(
         request=state.slots.request[order],
-        prompt_slot=lane_of_slot.astype(jnp.int32),
+        prompt_slot=prompt_slot_of_slot.astype(jnp.int32),
         token=state.slots.token[order],
         written=state.slots.written[order],
         route=jnp.zeros(0, jnp.int32),
@@ -252,17 +249,17 @@ def compact(state: EngineState, *, slots: int, columns: int) -> EngineState:
     )
 
 
-def slot_of_query(slots: Slots, group_size: int) -> Int[Array, "S"]:
-    """Where each slot's query stands among the queries of all prompt slots."""
+def query_of_slot(slots: Slots, group_size: int) -> Int[Array, "S"]:
+    """The index of each slot's query among the queries of all prompt slots."""
     S = slots.request.shape[0]
-    per_lane = queries_per_prompt_slot(S, group_size)
+    per_prompt_slot = queries_per_prompt_slot(S, group_size)
     rank = slots.request % group_size if group_size <= S else jnp.arange(S)
-    return slots.prompt_slot * per_lane + rank
+    return slots.prompt_slot * per_prompt_slot + rank
 
 
 def routes(slots: Slots, prompt_slots: int, group_size: int) -> Int[Array, "routes"]:
-    """The inverse of `slot_of_query`: which slot asks each (prompt slot, rank); S for none."""
+    """The inverse of `query_of_slot`: the slot of each query, or S if it has none."""
     S = slots.request.shape[0]
     total = prompt_slots * queries_per_prompt_slot(S, group_size)
-    at = jnp.where(slots.request >= 0, slot_of_query(slots, group_size), total)
+    at = jnp.where(slots.request >= 0, query_of_slot(slots, group_size), total)
     return jnp.full(total, S, jnp.int32).at[at].set(jnp.arange(S, dtype=jnp.int32), mode="drop")

@@ -1,4 +1,4 @@
-"""The Judge: a checkpoint, its tokenizer and its prompt, over the in-graph engine."""
+"""The Judge: a checkpoint, its tokenizer and its prompt, with a scheduler to sample."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from rmr1_jax.models.checkpoint import (
 )
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
-from rmr1_jax.sampling.budget_forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, forced
+from rmr1_jax.sampling.budget_forcing import CUT_AT_ONCE, FORCED_TOKENS, Judged, force_verdicts
 from rmr1_jax.sampling.decode_loop import unstack_layers
 from rmr1_jax.sampling.judgement import Judgement, Reader, too_long
 from rmr1_jax.sampling.request_queue import common_length, worth_sharing
@@ -41,7 +41,7 @@ GREEDY = SamplingOptions()
 
 @dataclass(frozen=True)
 class Progress:
-    """What a `judge` call has done so far."""
+    """The progress of a `judge` call."""
 
     tokens: int
     running: int
@@ -69,7 +69,7 @@ class Judge:
         self.stop_ids = tuple(sorted({*stop_ids, tokenizer.eos_token_id} - {None}))
         self.slots = slots
         self.max_context = min(max_context or config.max_position, config.max_position)
-        self._engines: dict[tuple[int, int, int], Scheduler] = {}
+        self._schedulers: dict[tuple[int, int, int], Scheduler] = {}
 
     @classmethod
     def load(
@@ -86,20 +86,20 @@ class Judge:
 
         Args:
           path: the checkpoint.
-          prompt: "chain_of_rubrics", "reasoning" or a file (`judging.load_prompt`); by default what
-            the checkpoint's config names, else what its chat template tells.
+          prompt: "chain_of_rubrics", "reasoning" or a file (`judging.load_prompt`); by default the
+            one that the checkpoint's config names, else the one for its chat template.
           mesh: for example "data=2,tensor=4"; by default all devices split the slots.
           dtype: compute dtype; by default float32 on CPU, bfloat16 elsewhere.
-          max_num_seqs: traces written at a time; by default 16 on CPU, 64 elsewhere.
-          max_context: longest prompt and trace, in tokens; by default the model's.
+          max_num_seqs: traces sampled at a time; by default 16 on CPU, 64 elsewhere.
+          max_context: the most tokens of prompt and trace; by default the model's.
         """
         path = Path(path)
         config = load_config(path)
         tokenizer, stop_ids = load_tokenizer(path)
         judge_prompt, source = choose_prompt(prompt, prompt_of(path), tokenizer)
-        device_mesh, placement = _placement(config, mesh)
+        device_mesh, sharding = _mesh_and_shardings(config, mesh)
         compute = jnp.dtype(dtype or default_dtype())
-        _, params = load_model(path, dtype=compute.name, shardings=placement)
+        _, params = load_model(path, dtype=compute.name, shardings=sharding)
         weights = jax.jit(partial(unstack_layers, config, dtype=compute))(params)
         return cls(
             config,
@@ -114,10 +114,10 @@ class Judge:
         )
 
     def replace_weights(self, weights: Params) -> None:
-        """Judge with other weights of the same shapes and placement; nothing compiles again."""
+        """Use other weights with the same shapes and shardings. Nothing compiles again."""
         self.weights = weights
-        for engine in self._engines.values():
-            engine.programs.weights = weights
+        for scheduler in self._schedulers.values():
+            scheduler.programs.weights = weights
 
     def judge(
         self,
@@ -129,28 +129,27 @@ class Judge:
         budget: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[tuple[int, list[Judgement]]]:
-        """Yield (position, one `Judgement` a sample) in the order in which they are finished.
+        """Yield (position, one `Judgement` per sample) in the order in which they finish.
 
-        The tokens that all prompts begin with are computed once a call, the rest of a prompt once
-        for all its samples.
+        The tokens that all prompts begin with are computed once per call, and the rest of a prompt
+        once for all its samples.
 
         Args:
-          preferences: consumed lazily; chat messages that ask for a judgement will do, too.
+          preferences: read lazily; chat messages that ask for a judgement are accepted too.
           options: how to sample.
-          samples: traces for each preference.
-          indices: the place of each preference in the random stream; by default its position.
-          budget: a trace that is still without a verdict after so many tokens (or
-            `max_new_tokens`, if they are fewer) is closed, and its verdict asked for once more:
-            `forcing.CLOSING` is appended, and at most 8 tokens are decoded greedily ("budget
-            forcing", s1: Simple test-time scaling, arXiv 2501.19393, §3.1). Where the context has
-            no room for that, the trace stays truncated.
+          samples: traces per preference.
+          indices: the index of each preference in the random stream; by default its position.
+          budget: a trace without a verdict after this many tokens (or `max_new_tokens`, if fewer)
+            is closed and asked for its verdict: `budget_forcing.CLOSING` is appended, and at most 8
+            tokens are decoded greedily ("budget forcing", s1: Simple test-time scaling, arXiv
+            2501.19393, §3.1). If the context has no room for that, the trace stays truncated.
           on_progress: called every few dozen steps.
         """
-        engine = self._engine(samples, self.slots, 64)
+        scheduler = self._scheduler(samples, self.slots, 64)
         source = iter(preferences)
         first = list(itertools.islice(source, 1))
         prefix = self.shared_prefix() if first and isinstance(first[0], Preference) else []
-        places = itertools.count() if indices is None else iter(indices)
+        indices = itertools.count() if indices is None else iter(indices)
         asked: dict[int, tuple[int, list[int]]] = {}  # request -> (position, prompt)
         refused: list[tuple[int, int]] = []  # (position, prompt tokens)
         cut: list[Judged] = []
@@ -159,7 +158,7 @@ class Judge:
         def requests() -> Iterator[Request]:
             sent = itertools.count()
             for position, preference in enumerate(itertools.chain(first, source)):
-                if (index := next(places, None)) is None:
+                if (index := next(indices, None)) is None:
                     raise ValueError(f"there is no index for preference {position}")
                 tokens = self.prompt_tokens(preference)
                 if len(tokens) >= self.max_context:
@@ -175,10 +174,10 @@ class Judge:
                 tokens = sum(each.live_row_steps for each in works)
                 on_progress(Progress(tokens, sum(each.running for each in works)))
 
-        def write_on(prompts: list[list[int]]) -> Iterator[tuple[int, list[Sample]]]:
-            # Most of this is prefill, one prompt at a time: a few slots will do.
+        def continue_greedily(prompts: list[list[int]]) -> Iterator[tuple[int, list[Sample]]]:
+            # Most of this is prefill, one prompt at a time, so a few slots are enough.
             greedy = SamplingOptions(max_new_tokens=FORCED_TOKENS)
-            return self._engine(1, max(self.slots // 4, 1), FORCED_TOKENS).generate(
+            return self._scheduler(1, max(self.slots // 4, 1), FORCED_TOKENS).generate(
                 [self._request(prompt, greedy, 0) for prompt in prompts],
                 max_new_tokens=FORCED_TOKENS,
                 after_chunk=report,
@@ -190,16 +189,19 @@ class Judge:
                 position, prompt_tokens = refused.pop()
                 yield position, [too_long(prompt_tokens)] * samples
             if len(cut) >= at_least:
-                style = self.prompt.style
-                yield from forced(
-                    cut, write_on, style=style, reader=self.reader, max_context=self.max_context
+                yield from force_verdicts(
+                    cut,
+                    continue_greedily,
+                    style=self.prompt.style,
+                    reader=self.reader,
+                    max_context=self.max_context,
                 )
                 cut.clear()
 
         if budget is not None:
             options = replace(options, max_new_tokens=min(options.max_new_tokens, budget))
         longest = min(options.max_new_tokens, self.max_context)
-        for number, written in engine.generate(
+        for number, written in scheduler.generate(
             requests(), max_new_tokens=longest, after_chunk=report, prefix=prefix
         ):
             position, tokens = asked.pop(number)
@@ -215,14 +217,14 @@ class Judge:
     def stream(
         self, preference: Preference, options: SamplingOptions = GREEDY
     ) -> Generator[str, None, Judgement]:
-        """Yield the trace as it is written, in pieces; the generator returns the `Judgement`."""
+        """Yield the trace in pieces as it grows. The generator returns the `Judgement`."""
         tokens = self.prompt_tokens(preference)
         if len(tokens) >= self.max_context:
             return too_long(len(tokens))
         shown = 0
-        for sample in self._engine(1, 1, STREAM_STEPS).stream(self._request(tokens, options, 0)):
+        for sample in self._scheduler(1, 1, STREAM_STEPS).stream(self._request(tokens, options, 0)):
             text = self.reader.text(sample.tokens)
-            # A character whose bytes are not all there yet reads as U+FFFD: wait for the rest.
+            # An incomplete character decodes to U+FFFD: wait for the rest of its bytes.
             if sample.finish_reason is None:
                 text = text.rstrip("\ufffd")
             yield text[shown:]
@@ -230,13 +232,13 @@ class Judge:
         return self.reader.judgement(sample, len(tokens))
 
     def compare(self, question: str, a: str, b: str, **options: Any) -> Judgement:
-        """Judge one pair; `options` are those of `SamplingOptions`."""
+        """Judge one pair. `options` are those of `SamplingOptions`."""
         preference = Preference("pair", (Message("user", question),), a, b, None)
         [(_, [judgement])] = self.judge([preference], SamplingOptions(**options))
         return judgement
 
     def prompt_tokens(self, preference: Preference | Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids of the whole prompt, in the model's chat template."""
+        """The token ids of the whole prompt in the model's chat template."""
         messages: Sequence[Mapping[str, str]] = (
             self.prompt.messages(preference) if isinstance(preference, Preference) else preference
         )
@@ -246,7 +248,7 @@ class Judge:
         return self.reader.encode(text)
 
     def shared_prefix(self) -> list[int]:
-        """The tokens that all prompts begin with; none where they are not worth a program."""
+        """The tokens that all prompts begin with, or none if they are too few to be worth it."""
         one, other = (
             self.prompt_tokens(Preference("", (Message("user", text),), text, text))
             for text in ("Why?", "1 + 1")
@@ -264,10 +266,10 @@ class Judge:
             sampling=options,
         )
 
-    def _engine(self, samples: int, slots: int, chunk_steps: int) -> Scheduler:
+    def _scheduler(self, samples: int, slots: int, chunk_steps: int) -> Scheduler:
         key = samples, slots, chunk_steps
-        if key not in self._engines:
-            self._engines[key] = Scheduler(
+        if key not in self._schedulers:
+            self._schedulers[key] = Scheduler(
                 self.config,
                 self.weights,
                 slots=slots,
@@ -275,16 +277,16 @@ class Judge:
                 mesh=self.mesh,
                 chunk_steps=chunk_steps,
             )
-        return self._engines[key]
+        return self._schedulers[key]
 
 
 def choose_prompt(
     given: str | None, from_checkpoint: str | None, tokenizer: Any
 ) -> tuple[JudgePrompt, str]:
-    """The prompt, and why: what the user gave, what the checkpoint's config names, its template.
+    """The prompt and the reason: as given, as the checkpoint's config names it, or by template.
 
-    Never the checkpoint's path: the original chose by a substring of it, and judged a renamed
-    checkpoint with the wrong prompt (spec §8.1, 10).
+    The checkpoint's path never matters. The original chose by a substring of the path, and judged a
+    renamed checkpoint with the wrong prompt (spec §8.1, 10).
     """
     if given:
         return load_prompt(given), "as asked for"
@@ -295,8 +297,8 @@ def choose_prompt(
     return load_prompt("chain_of_rubrics"), "the default for instruct models"
 
 
-def _placement(config: ModelConfig, mesh: str) -> tuple[Mesh | None, Any]:
-    """The device mesh and the shardings of the parameters; None and None on a single device."""
+def _mesh_and_shardings(config: ModelConfig, mesh: str) -> tuple[Mesh | None, Any]:
+    """The device mesh and the shardings of the parameters, or None and None on one device."""
     axes, shapes = logical_axes(config), parameter_shapes(config)
     sizes = axis_sizes(axes, shapes)
     shape = check_mesh(

@@ -1,4 +1,4 @@
-"""From sampled tokens to a judgement."""
+"""Judgements, and how they are read from sampled tokens."""
 
 import math
 from bisect import bisect_right
@@ -17,11 +17,11 @@ class Judgement:
     """One trace about one preference.
 
     `verdict` follows the published evaluation rule (brackets anywhere in the trace, spec §5.1).
-    `logprob` is the sum of the log-probabilities (nats) of the trace's tokens, its end included,
+    `logprob` is the sum of the log-probabilities (nats) of the trace's tokens, including its end,
     under the model at temperature 1.
-    `confidence` is P(A) / (P(A) + P(B)) under the model at temperature 1, where it wrote its
-    verdict; None without a verdict, or where the two verdicts are not one token apart.
-    `forced`: the trace was cut at its budget, closed by us, and the verdict asked for once more.
+    `confidence` is P(A) / (P(A) + P(B)) under the model at temperature 1, at the token of the
+    verdict. It is None without a verdict, or if the two verdicts differ in more than one token.
+    `forced` says that the trace reached its budget and was closed to get a verdict.
     """
 
     verdict: Side | None
@@ -32,7 +32,7 @@ class Judgement:
     evaluation: str | None
     trace: str
     prompt_tokens: int
-    trace_tokens: int  # that the model wrote
+    trace_tokens: int  # written by the model
     finish_reason: Literal["stop", "length"] | None
     logprob: float | None
     confidence: float | None = None
@@ -40,10 +40,10 @@ class Judgement:
 
 
 class Reader:
-    """Reads what a model has sampled.
+    """Reads judgements from samples.
 
     Attributes:
-      compare_ids: the tokens by which the verdicts A and B differ, None if it is not one token.
+      compare_ids: the tokens for A and B in a verdict, or None if they are not single tokens.
     """
 
     def __init__(self, tokenizer: Any):
@@ -54,14 +54,14 @@ class Reader:
         self.compare_ids: tuple[int, int] | None = differing[0] if one_token else None
 
     def encode(self, text: str) -> list[int]:
-        # A chat template has written the special tokens; adding them again would double the BOS.
+        # The chat template already has the special tokens; adding them would double the BOS.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, tokens: Int[np.ndarray, "n"]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def judgement(self, sample: Sample, prompt_tokens: int, closing: int = 0) -> Judgement:
-        """Read a trace, `closing` tokens of which were put there to force its verdict."""
+        """Read a trace that contains `closing` tokens added to force its verdict."""
         trace = self.text(sample.tokens)
         parsed = parse(trace, "evaluation")
         problem: Problem | None = parsed.problem
@@ -84,9 +84,9 @@ class Reader:
         )
 
     def _confidence(self, sample: Sample, trace: str, verdict: Side) -> float | None:
-        """The log-odds of A against B where the letter of the last verdict was drawn."""
+        """The probability of A against B at the letter of the last verdict."""
         letter = trace.rindex(f"[[{verdict}]]") + 2
-        # The first token with which the text reaches beyond the letter.
+        # The first token whose text reaches past the letter.
         drawn = bisect_right(
             range(len(sample.tokens)), letter, key=lambda n: len(self.text(sample.tokens[: n + 1]))
         )
@@ -95,13 +95,12 @@ class Reader:
             or int(sample.tokens[drawn]) != self.compare_ids["AB".index(verdict)]
         ):
             return None
-        return 0.5 * (
-            1.0 + math.tanh(float(sample.logit_diffs[drawn]) / 2)
-        )  # the logistic function
+        log_odds = float(sample.logit_diffs[drawn])
+        return 0.5 * (1.0 + math.tanh(log_odds / 2))  # the logistic function
 
 
 def too_long(prompt_tokens: int) -> Judgement:
-    """What stands for a judgement where the prompt does not fit the context."""
+    """The judgement for a prompt that does not fit the context."""
     return Judgement(
         verdict=None,
         problem="prompt_too_long",

@@ -1,4 +1,4 @@
-"""The KV of prompts, and of what many prompts begin with; and the model, block by block."""
+"""Prefill: the keys and values of prompts and of their common prefix."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ PREFILL_CHUNK = 256
 
 
 class Decoder:
-    """The blocks of the model, one by one, over decode weights."""
+    """The model with unrolled layers, over the weights of `unstack_layers`."""
 
     def __init__(self, config: ModelConfig, weights: Params):
         self.config = config
@@ -47,7 +47,7 @@ class Decoder:
         positions: Int[Array, "B T"],
         attend: Callable[[int, Array, Array, Array], Array],
     ) -> Float[Array, "B T D"]:
-        """Hidden states before the last norm; `attend(layer, query, key, value)`."""
+        """Hidden states before the final norm, with `attend(layer, query, key, value)`."""
         rope = rope_angles(self.config, positions)
         x = self.embed_tokens(tokens)
         for index, block in enumerate(self.blocks):
@@ -56,22 +56,22 @@ class Decoder:
 
 
 class Prefix(NamedTuple):
-    """What many prompts begin with, and how many tokens of it each of B queries has before it.
+    """A common prefix of prompts, and how many of its tokens each of B rows begins with.
 
-    Its KV is one row, read once for all queries, however many prompts they belong to.
+    Its keys and values are a single row, which is read once for all queries.
     """
 
     cache: KVCache
     shared: Int[Array, "B"]
 
-    def ask(self, layer: int, query: Float[Array, "B T N H"]) -> list[PartialAttention]:
-        """Attention of the queries to it: one part, or none where there is no prefix."""
+    def attend(self, layer: int, query: Float[Array, "B T N H"]) -> list[PartialAttention]:
+        """Attention of the queries to the prefix: one part, or none if there is no prefix."""
         if not self.cache:
             return []
         B, T = query.shape[:2]
-        columns = jnp.arange(self.cache[layer].columns)
-        mask = columns < jnp.repeat(self.shared, T)[:, None]
-        # The queries of all rows as those of one.
+        key_positions = jnp.arange(self.cache[layer].length)
+        mask = key_positions < jnp.repeat(self.shared, T)[:, None]
+        # The prefix is one row, so the queries of all rows become those of one.
         part = partial_attention(
             query.reshape(1, B * T, *query.shape[2:]), *self.cache[layer], mask[None]
         )
@@ -86,23 +86,26 @@ def prefill(
     row: Int[Array, ""],
     prefix: Prefix,
 ) -> tuple[KVCache, Int[Array, ""]]:
-    """The KV of `tokens[:length]`, which follow the prefix, in a row; how many were computed."""
+    """Write the KV of `tokens[:length]`, which follow the prefix, into one row of the cache.
+
+    Also returns how many positions were computed.
+    """
     width = len(tokens)
     chunk = min(PREFILL_CHUNK, width)
     chunks = (length + chunk - 1) // chunk
-    columns = jnp.arange(width)
+    key_positions = jnp.arange(width)
 
     def prefill_chunk(index: Int[Array, ""], cache: KVCache) -> KVCache:
-        # The last chunk is moved back where it would pass the end: some tokens are done again.
+        # A last chunk that would pass the end starts earlier and computes some tokens again.
         first = jnp.minimum(index * chunk, width - chunk)
         positions = first + jnp.arange(chunk)
-        mask = (columns[None, :] <= positions[:, None])[None]
+        mask = (key_positions[None, :] <= positions[:, None])[None]
         written = list(cache)
 
         def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
             written[layer] = write(written[layer], key, value, row, first)
             own = partial_attention(query, *read_row(written[layer], row), mask)
-            return merge(own, *prefix.ask(layer, query)).astype(query.dtype)
+            return merge(own, *prefix.attend(layer, query)).astype(query.dtype)
 
         some = jax.lax.dynamic_slice(tokens, (first,), (chunk,))
         model.blocks_over(some[None], prefix.shared[:, None] + positions, attend)
@@ -118,7 +121,7 @@ def prefill_prefix(
     tokens: Int[Array, "W"],
     length: Int[Array, ""],
 ) -> tuple[KVCache, Counters]:
-    """The KV of tokens that many prompts begin with, for `EngineState.prefix`; and the work done.
+    """The KV of a common prefix, for `EngineState.prefix`, and the updated counters.
 
     Args:
       config: the model's.

@@ -1,4 +1,4 @@
-"""The engine's queue on the host: requests in, finished samples out."""
+"""The queue on the host: requests go in, finished samples come out."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from rmr1_jax.config import Sampling
 from rmr1_jax.errors import UserError
-from rmr1_jax.sampling.decode_programs import MAX_STOP_IDS, Programs, cache_length, prompt_width
+from rmr1_jax.sampling.decode_programs import MAX_STOP_IDS, Programs, cache_bucket, prompt_width
 from rmr1_jax.sampling.decode_state import NOT_WAITING, Counters, EngineState, Outputs, Requests
 
 GREEDY = Sampling()
@@ -21,8 +21,6 @@ FINISH_REASONS: dict[int, FinishReason | None] = {
     Outputs.STOPPED: "stop",
     Outputs.CUT: "length",
 }
-
-
 SHORTEST_PREFIX = 64  # tokens
 
 
@@ -44,35 +42,34 @@ class Sample:
     """One response, stop token included."""
 
     tokens: np.ndarray  # int32 [n]
-    logprobs: np.ndarray  # fp32 [n], under the model at temperature 1, untruncated
-    sampled_logprobs: np.ndarray  # fp32 [n], under the distribution that was drawn from
+    logprobs: np.ndarray  # fp32 [n], under the model at temperature 1, without truncation
+    sampled_logprobs: np.ndarray  # fp32 [n], under the sampling distribution
     logit_diffs: np.ndarray  # fp32 [n], log-odds of the request's `compare_ids`, under the model
-    finish_reason: FinishReason | None  # None while it is being written
+    finish_reason: FinishReason | None  # None while it is still growing
 
 
 def queue_entries(slots: int, group_size: int) -> int:
-    """Requests that a data group holds: as many as its slots can be busy with, and as many more."""
+    """How many requests a data group holds: twice as many as its slots can work on."""
     return max(2 * -(-slots // group_size), 4)
 
 
 def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """How many of the first tokens are the same."""
+    """The length of the common prefix."""
     pairs = zip(tokens, others, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
 
 
 def worth_sharing(prefix: Sequence[int]) -> list[int]:
-    """What prompts begin with, or nothing where it is too short to be worth a program."""
+    """The prefix, or nothing if it is too short to be worth a program."""
     return list(prefix) if len(prefix) >= SHORTEST_PREFIX else []
 
 
 class Entry(NamedTuple):
-    """A request that was taken in."""
+    """A request in the queue."""
 
     position: int  # in the source
     request: Request
-    shared: int
-    """Tokens that it takes from the prefix: never its last, which its slots begin with."""
+    shared: int  # tokens taken from the prefix: never the last, which is the first input of slots
 
     @property
     def rest(self) -> list[int]:
@@ -80,7 +77,7 @@ class Entry(NamedTuple):
 
 
 class HostSnapshot(NamedTuple):
-    """What the host decides by: a copy, the same in every process, of the state's small arrays."""
+    """A host copy of the state's small arrays, the same in every process."""
 
     arrival: Int[np.ndarray, "Q"]
     next_sample: Int[np.ndarray, "prompt_slots"]
@@ -92,7 +89,7 @@ class HostSnapshot(NamedTuple):
 
     @classmethod
     def of(cls, programs: Programs, state: EngineState) -> "HostSnapshot":
-        arrays = {
+        on_devices = {
             "arrival": state.requests.arrival,
             "next_sample": state.prompt_slots.next_sample,
             "request": state.slots.request,
@@ -101,13 +98,14 @@ class HostSnapshot(NamedTuple):
             "finished": state.outputs.finished,
             "counters": state.counters,
         }
-        return cls(**programs.read(arrays))
+        return cls(**programs.read(on_devices))
 
 
 class Queue:
-    """The engine's queue as the host sees it: which entry holds which request.
+    """Which entry of the state's queue holds which request.
 
-    Who runs the state looks again afterwards; what the host writes, it writes into `view`, too.
+    Call `sync` after each run of the state. What the host writes to the devices, it also writes to
+    its `snapshot`.
     """
 
     def __init__(
@@ -118,7 +116,7 @@ class Queue:
         max_new_tokens: int,
         prefix: Sequence[int] = (),
     ):
-        """`slots` of one data group; fewer are made where there is not work for all."""
+        """`slots` is per data group; fewer are made if there is not enough work."""
         self.programs, self.max_new_tokens, self.prefix = programs, max_new_tokens, tuple(prefix)
         G, groups = programs.group_size, programs.groups
         entries = queue_entries(slots, G)
@@ -129,7 +127,7 @@ class Queue:
         self.ahead = list(itertools.islice(self.source, entries * groups))
         self.exhausted = len(self.ahead) < entries * groups
         self.entries: list[Entry | None] = []
-        self.tickets = itertools.count()
+        self.arrival_numbers = itertools.count()
         if self.ahead:
             width = _width_for(self.ahead)
             prompts = -(-len(self.ahead) // groups)
@@ -138,33 +136,34 @@ class Queue:
                 entries=entries,
                 prompts=prompts,
                 width=width,
-                max_new_tokens=cache_length(max_new_tokens),
+                max_new_tokens=cache_bucket(max_new_tokens),
                 slots=min(slots, prompts * G),
             )
             if self.prefix:
                 self.state = programs.with_prefix(self.state, self.prefix)
             empty = Requests.empty(len(self.entries), width, MAX_STOP_IDS)
-            self.table: Any = jax.tree.map(np.array, empty)  # what the devices have but for tickets
+            # A host copy of the requests on the devices, apart from the arrivals.
+            self.table: Any = jax.tree.map(np.array, empty)
             self.sync()
 
     def sync(self) -> None:
-        self.view = HostSnapshot.of(self.programs, self.state)
+        self.snapshot = HostSnapshot.of(self.programs, self.state)
 
     @property
     def waiting(self) -> bool:
-        pending = self.view.next_sample < self.programs.group_size
-        return bool(pending.any() or (self.view.arrival != NOT_WAITING).any())
+        pending = self.snapshot.next_sample < self.programs.group_size
+        return bool(pending.any() or (self.snapshot.arrival != NOT_WAITING).any())
 
     @property
     def width(self) -> int:
         return self.state.requests.tokens.shape[1]
 
     def smallest_width(self) -> int:
-        """That holds the prompts of all entries."""
+        """The smallest prompt width for the present entries."""
         return _width_for(entry for entry in self.entries if entry)
 
     def refill(self) -> bool:
-        """Put requests into free entries; False when there is nothing left to do."""
+        """Put requests into free entries. False if there is nothing left to do."""
         free = [i for i, entry in enumerate(self.entries) if entry is None]
         # Deal over the data groups in turn.
         per_group = max(len(self.entries) // self.programs.groups, 1)
@@ -184,9 +183,11 @@ class Queue:
     def _write(self, arrivals: list[tuple[int, Entry]]) -> None:
         width = _width_for(entry for _, entry in arrivals)
         if width > self.width:
-            self.state = self.programs.resize(self.state, self.state.columns, width)
-        view, G = self.view, self.programs.group_size
-        table = replace(self.table, arrival=view.arrival, tokens=self._fitted(self.table.tokens))
+            self.state = self.programs.resize(self.state, self.state.cache_length, width)
+        snapshot, G = self.snapshot, self.programs.group_size
+        table = replace(
+            self.table, arrival=snapshot.arrival, tokens=self._fitted(self.table.tokens)
+        )
         for slot, entry in arrivals:
             request, rest = entry.request, entry.rest
             self._check(entry.position, request)
@@ -194,7 +195,7 @@ class Queue:
             table.tokens[slot] = 0
             table.tokens[slot, : len(rest)] = rest
             table.length[slot], table.shared[slot] = len(rest), entry.shared
-            table.arrival[slot] = next(self.tickets)
+            table.arrival[slot] = next(self.arrival_numbers)
             table.stop_ids[slot] = -1
             table.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
             table.seed[slot] = np.uint32(request.seed & 0xFFFFFFFF)
@@ -202,11 +203,11 @@ class Queue:
             table.max_new_tokens[slot], table.index[slot] = request.max_new_tokens, request.index
             for name, values in table.sampling._asdict().items():
                 values[slot] = getattr(request.sampling, name)
-            view.finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
-            view.length[slot * G : (slot + 1) * G] = 0
+            snapshot.finished[slot * G : (slot + 1) * G] = Outputs.RUNNING
+            snapshot.length[slot * G : (slot + 1) * G] = 0
         self.table = table
-        # Copies: an array on a CPU device may be the host's own memory.
-        written = jax.tree.map(np.copy, (table, view.finished, view.length))
+        # Copies, because an array on a CPU device may share the host's memory.
+        written = jax.tree.map(np.copy, (table, snapshot.finished, snapshot.length))
         requests, finished, length = self.programs.place(written)
         self.state = replace(
             self.state,
@@ -215,7 +216,7 @@ class Queue:
         )
 
     def _fitted(self, tokens: Int[np.ndarray, "Q P"]) -> Int[np.ndarray, "Q width"]:
-        """The tokens of all entries in the width of the state, which may have changed."""
+        """Fit the tokens of all entries to the width of the state, which may have changed."""
         fitted = np.zeros((len(tokens), self.width), np.int32)
         common = min(tokens.shape[1], self.width)
         fitted[:, :common] = tokens[:, :common]
@@ -243,9 +244,9 @@ class Queue:
             raise UserError(f"{len(request.stop_ids)} stop ids; at most {MAX_STOP_IDS} can be used")
 
     def collect_finished(self) -> Iterator[tuple[int, list[Sample]]]:
-        """Take the entries whose samples have all finished."""
+        """Take out the entries whose samples have all finished."""
         G = self.programs.group_size
-        done = (self.view.finished.reshape(-1, G) != Outputs.RUNNING).all(-1)
+        done = (self.snapshot.finished.reshape(-1, G) != Outputs.RUNNING).all(-1)
         taken = [
             (slot, entry.position)
             for slot, entry in enumerate(self.entries)
@@ -258,24 +259,24 @@ class Queue:
             yield position, list(itertools.islice(samples, G))
 
     def sample(self, slot: int, index: int) -> Sample:
-        """What one sample of an entry has written so far."""
+        """One sample of an entry, as far as it has grown."""
         [sample] = self._samples(np.array([slot * self.programs.group_size + index]))
         return sample
 
     def _samples(self, rows: Int[np.ndarray, "n"]) -> Iterator[Sample]:
         read = self.programs.read_outputs(self.state.outputs, rows)
         for row, (tokens, logprobs, logit_diffs) in zip(rows, read, strict=True):
-            length = int(self.view.length[row])
-            # Copies: the sample shall not keep alive all rows that were read with it.
+            length = int(self.snapshot.length[row])
+            # Copies, so that a sample does not keep all rows that were read with it in memory.
             yield Sample(
                 tokens=tokens[:length].copy(),
                 logprobs=logprobs[:length, 0].copy(),
                 sampled_logprobs=logprobs[:length, 1].copy(),
                 logit_diffs=logit_diffs[:length].copy(),
-                finish_reason=FINISH_REASONS[int(self.view.finished[row])],
+                finish_reason=FINISH_REASONS[int(self.snapshot.finished[row])],
             )
 
 
 def _width_for(entries: Iterable[Entry]) -> int:
-    """That holds what these prompts do not take from the prefix."""
+    """The prompt width for these prompts without their part of the prefix."""
     return prompt_width(max((len(entry.rest) for entry in entries), default=1))

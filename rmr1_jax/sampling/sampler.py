@@ -1,10 +1,10 @@
 """From logits to the next token, with nothing static but shapes.
 
-Temperature, top-p, top-k and min-p are arrays with one value a row, so changing them never
-recompiles. Truncation searches a threshold instead of sorting the vocabulary, and the draw inverts
+Temperature, top-p, top-k and min-p are arrays with one value per row, so changing them never
+recompiles. Truncation searches for a threshold instead of sorting the vocabulary. The draw inverts
 the cumulative distribution in two levels (blocks, then tokens), so that a row needs one uniform
-number instead of one per vocabulary entry. Of the vocabulary's weights only the sums of blocks are
-ever written down; those of the one block that is drawn from are computed again.
+number instead of one per vocabulary entry. Only the sums of blocks are stored; the weights within
+the chosen block are computed again.
 """
 
 from functools import partial
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-BLOCK = 128  # one row of a TPU's lanes; Qwen's and Llama's vocabularies are multiples of it
+BLOCK = 128  # the lanes of a TPU; the vocabularies of Qwen and Llama are multiples of it
 
 
 class SamplingParams(NamedTuple):
-    """One value a row. Truncation is applied in the order of transformers: top-k, top-p, min-p."""
+    """One value per row. Truncation is applied as in transformers: top-k, top-p, then min-p."""
 
     temperature: Float[Array, "B"]  # 0 is greedy
     top_p: Float[Array, "B"]  # 1 is off
@@ -28,18 +28,18 @@ class SamplingParams(NamedTuple):
 
 class Sampled(NamedTuple):
     token: Int[Array, "B"]
-    logprob: Float[Array, "B"]  # under the model as it is (temperature 1, no truncation)
-    sampled_logprob: Float[Array, "B"]  # under the distribution that was drawn from; greedy: 0
+    logprob: Float[Array, "B"]  # under the model (temperature 1, no truncation)
+    sampled_logprob: Float[Array, "B"]  # under the sampling distribution; 0 if greedy
 
 
 def sample(
     logits: Float[Array, "B V"], uniform: Float[Array, "B"], params: SamplingParams
 ) -> Sampled:
-    """Draw one token a row.
+    """Draw one token per row.
 
     Args:
       logits: fp32.
-      uniform: a number in [0, 1) for each row; the draw is a function of it and nothing else.
+      uniform: a number in [0, 1) for each row, the only source of randomness.
       params: traced values.
     """
     greedy = params.temperature <= 0
@@ -64,7 +64,7 @@ def request_uniform(
     sample_index: Int[Array, "B"],
     position: Int[Array, "B"],
 ) -> Float[Array, "B"]:
-    """A uniform number that depends on (seed, prompt, sample, position) and on nothing else."""
+    """A uniform number that depends only on (seed, prompt, sample, position)."""
 
     def one(*numbers: Array) -> Array:
         key = jax.random.key(0, impl="threefry2x32")
@@ -81,13 +81,13 @@ def _draw(
     uniform: Float[Array, "B"],
     params: SamplingParams,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    # A greedy row among others is divided by 1: its draw is thrown away.
+    # Greedy rows are divided by 1. Their draw is not used.
     temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)
     truncates = jnp.any((params.top_p < 1) | (params.top_k > 0) | (params.min_p > 0))
-    # The greatest logit stays the greatest, and is never removed.
+    # The largest logit stays the largest, and is never removed.
     invert = partial(_invert_cumulative, maximum=maximum / temperature, uniform=uniform)
     with jax.named_scope("truncate"):
-        # In the branches, not before them: there the division needs no array of its own.
+        # Dividing inside the branches needs no array of its own.
         return jax.lax.cond(
             truncates,
             lambda: invert(_truncate(logits / temperature[:, None], params)),
@@ -100,7 +100,7 @@ def _invert_cumulative(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The first token whose cumulative probability exceeds `uniform`, and its log-probability.
 
-    Never one whose logit is -inf.
+    It is never one whose logit is -inf.
     """
     B, V = scaled.shape
     blocks = jnp.pad(scaled, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf)
@@ -116,22 +116,22 @@ def _invert_cumulative(
 def _first_above(
     weights: Float[Array, "B M"], target: Float[Array, "B"]
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
-    """The first positive weight whose cumulative sum exceeds target, the sum before it, the sum."""
+    """The first positive weight at which the cumulative sum passes target, the sum before, all."""
     cumulative = jnp.cumsum(weights, axis=-1)
     candidates = (cumulative > target[:, None]) & (weights > 0)
-    # Rounding can leave target at the very end: then the last positive weight is meant.
+    # Rounding can put the target at the very end: then take the last positive weight.
     last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
     index = jnp.where(candidates.any(-1), jnp.argmax(candidates, axis=-1), last)
     return index, _at(cumulative, index) - _at(weights, index), weights.sum(-1)
 
 
 def _truncate(scaled: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
-    """-inf where top-k, then top-p, then min-p remove a token; equal logits stay or go together."""
+    """Set tokens removed by top-k, top-p or min-p to -inf. Equal logits are treated alike."""
     V = scaled.shape[-1]
     top_k = jnp.where(params.top_k > 0, params.top_k, V)
     kept = scaled >= _threshold(scaled, jnp.ones_like(scaled), top_k.astype(jnp.float32))
     weights = jnp.where(kept, jnp.exp(scaled - scaled.max(-1, keepdims=True)), 0.0)
-    # top_p = 1 keeps all: no mass strictly above a token reaches a limit beyond the total.
+    # top_p = 1 keeps all tokens: the limit is then above the total.
     limit = jnp.where(params.top_p < 1, params.top_p, 2.0) * weights.sum(-1)
     kept &= scaled >= _threshold(scaled, weights, limit)
     kept &= scaled >= scaled.max(-1, keepdims=True) + jnp.log(params.min_p)[:, None]
@@ -143,8 +143,8 @@ def _threshold(
 ) -> Float[Array, "B 1"]:
     """The smallest t such that the weights of all values > t sum to less than `limit`.
 
-    With weights 1 and limit k that is top-k, with probabilities and limit p it is top-p. Bisects
-    the 32 bits of the float, so the result is exact; the largest value always passes.
+    With weights 1 and limit k this is top-k; with probabilities and limit p it is top-p. It bisects
+    the 32 bits of the float, so the result is exact. The largest value always passes.
     """
     ordered = _ordered_bits(values)
     low, high = ordered.min(-1), ordered.max(-1)
@@ -162,7 +162,7 @@ def _threshold(
 
 
 def _ordered_bits(values: Float[Array, "B V"]) -> Int[Array, "B V"]:
-    """int32 that sorts as the floats do."""
+    """int32 values that sort like the floats."""
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

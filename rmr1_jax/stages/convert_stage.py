@@ -15,7 +15,8 @@ from rmr1_jax.models.checkpoint import (
     save_weights,
     tokenizer_directory,
 )
-from rmr1_jax.models.huggingface import has_tokenizer, save_huggingface, save_peft
+from rmr1_jax.models.huggingface import has_tokenizer, save_huggingface
+from rmr1_jax.models.lora import save_peft
 from rmr1_jax.models.weight_map import count_parameters, flatten, tensors_of
 
 

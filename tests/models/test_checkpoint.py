@@ -21,9 +21,8 @@ from rmr1_jax.models.checkpoint import (
     recognise,
     save_weights,
 )
-from rmr1_jax.models.huggingface import save_huggingface
+from rmr1_jax.models.huggingface import SINGLE, save_huggingface
 from rmr1_jax.models.model_config import PROMPT_KEY, load_hf_config
-from rmr1_jax.models.safetensors_files import SINGLE
 from rmr1_jax.models.weight_map import flatten, nest
 
 Make = Callable[..., Path]

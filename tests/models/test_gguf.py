@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmr1_jax.errors import UserError
 from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.gguf_tokenizer import PRE_TOKENIZERS, write_gguf_tokenizer
+from rmr1_jax.models.gguf import PRE_TOKENIZERS, write_gguf_tokenizer
 from rmr1_jax.models.huggingface import save_huggingface
 from rmr1_jax.models.model_config import ModelConfig, RopeConfig
 from rmr1_jax.models.rope import rope_frequencies

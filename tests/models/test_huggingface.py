@@ -23,9 +23,8 @@ from rmr1_jax.errors import UserError
 from rmr1_jax.io.atomic_write import MARKER
 from rmr1_jax.models import weight_map as tensors_module
 from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.huggingface import parse_size, save_huggingface
+from rmr1_jax.models.huggingface import INDEX, SINGLE, parse_size, save_huggingface
 from rmr1_jax.models.model_config import ModelConfig, load_hf_config
-from rmr1_jax.models.safetensors_files import INDEX, SINGLE
 from rmr1_jax.models.transformer import parameter_shapes
 from rmr1_jax.models.weight_map import count_parameters, flatten, nest, tensors_of
 

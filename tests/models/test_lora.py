@@ -19,8 +19,8 @@ from rmr1_jax.distributed.mesh import make_mesh
 from rmr1_jax.distributed.sharding_rules import TRAINING_RULES, axis_sizes, shardings
 from rmr1_jax.errors import UserError
 from rmr1_jax.models import lora, transformer
-from rmr1_jax.models.huggingface import save_huggingface, save_peft
-from rmr1_jax.models.lora import TARGETS, Lora
+from rmr1_jax.models.huggingface import save_huggingface
+from rmr1_jax.models.lora import TARGETS, Lora, save_peft
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import forward, random_params
 from rmr1_jax.models.weight_map import flatten, nest
@@ -74,7 +74,7 @@ def logits(params: Any) -> jax.Array:
 
 @jax.jit
 def gradients(adapters: Any, rest: Any) -> Any:
-    """Of the mean negative log-likelihood, with respect to the adapters."""
+    """Gradients of the mean negative log-likelihood with respect to the adapters."""
 
     def loss(adapters: Any) -> jax.Array:
         found = jax.nn.log_softmax(logits(lora.combine(adapters, rest)))[:, :-1]
@@ -104,8 +104,6 @@ def test_merged_is_adapted_in_a_plain_tree(params: Any) -> None:
     adapted = with_adapters(params, LORA)
     merged = lora.merge(adapted)
     assert paths(merged) == paths(params)
-    assert not lora.has_adapters(merged)
-    assert lora.has_adapters(adapted)
     assert np.abs(logits(adapted) - logits(params)).max() > 0.1
     np.testing.assert_allclose(logits(merged), logits(adapted), atol=2e-5)
 

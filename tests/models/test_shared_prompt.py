@@ -115,7 +115,7 @@ def batch_of(rows: list[Row]) -> dict[str, jax.Array]:
 def scores(
     params: Any,
     batch: dict[str, jax.Array],
-    branched: bool,
+    with_responses: bool,
     *,
     remat: Remat = "none",
     constrain: Constrain = unconstrained,
@@ -127,7 +127,7 @@ def scores(
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
-        batch["response_ids"] if branched else None,
+        batch["response_ids"] if with_responses else None,
         remat=remat,
         constrain=constrain,
     )
@@ -146,11 +146,11 @@ def scores(
     return logprobs, entropy
 
 
-def learn(params: Any, batch: dict[str, jax.Array], branched: bool, **settings: Any) -> Any:
+def learn(params: Any, batch: dict[str, jax.Array], with_responses: bool, **settings: Any) -> Any:
     """Gradients of a loss to which each target adds by what it is; and all numbers in it."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        logprobs, entropy = scores(params, batch, branched, **settings)
+        logprobs, entropy = scores(params, batch, with_responses, **settings)
         weights = jnp.cos(batch["targets"]) * batch["valid"]
         return jnp.sum(weights * (logprobs + 0.3 * entropy)), (logprobs, entropy)
 
@@ -195,8 +195,8 @@ def test_a_shared_prompt_gives_the_numbers_of_separate_sequences(remat: Remat) -
     assert_same_gradients(gradients, expected)
 
 
-def test_without_branches_responses_would_see_each_other() -> None:
-    """What the test above would find, were response_ids ignored."""
+def test_without_response_ids_responses_would_see_each_other() -> None:
+    """The test above would find it if response_ids were ignored."""
     params, _, (expected, _) = naive()
     batch = batch_of([shared(groups) for groups in draw(0)])
     logprobs, _ = scores(params, batch, False)

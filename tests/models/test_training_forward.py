@@ -1,4 +1,4 @@
-"""What training asks of the model: less memory, any mesh, and the same gradients."""
+"""Training with less memory and on any mesh gives the same gradients."""
 
 import functools
 from typing import Any

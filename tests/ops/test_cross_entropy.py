@@ -17,7 +17,6 @@ from rmr1_jax.ops import cross_entropy
 from rmr1_jax.ops.cross_entropy import (
     HeadLayout,
     even_chunk,
-    plain_target_logprobs,
     target_logprobs,
 )
 
@@ -36,6 +35,31 @@ def random_inputs(
     targets = np.where(rng.random((B, W)) < 0.5, (hidden @ head.T).argmax(-1), targets)
     head = head if layout == "VD" else head.T
     return jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), jnp.asarray(valid)
+
+
+def plain_target_logprobs(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    valid: jax.Array,
+    *,
+    layout: HeadLayout,
+    entropy: bool = False,
+) -> tuple[jax.Array, ...]:
+    """The reference: `target_logprobs` from all logits at once."""
+    logits = jnp.matmul(
+        hidden,
+        (head.T if layout == "VD" else head).astype(hidden.dtype),
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
+    every = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    logprobs = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
+    results = jnp.where(valid, logprobs, 0.0), valid & (chosen >= logits.max(-1))
+    if not entropy:
+        return results
+    return *results, jnp.where(valid, -(jnp.exp(every) * every).sum(-1), 0.0)
 
 
 @functools.cache
@@ -83,8 +107,10 @@ def assert_same(ours: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max()))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("B", "W", "chunk"), [(1, 1, 4), (3, 20, 4), (2, 21, 8), (3, 5, 32)])
+@pytest.mark.parametrize(
+    ("layout", "B", "W", "chunk"),
+    [("VD", 1, 1, 4), ("DV", 3, 20, 4), ("VD", 2, 21, 8), ("DV", 3, 5, 32)],
+)
 def test_any_chunks_give_the_plain_values_and_gradients(
     layout: HeadLayout, B: int, W: int, chunk: int
 ) -> None:
@@ -94,8 +120,7 @@ def test_any_chunks_give_the_plain_values_and_gradients(
         assert_same(ours, with_gradients(plain(layout), *inputs), 2e-6)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("B", "W", "chunk"), [(3, 20, 4), (2, 21, 8)])
+@pytest.mark.parametrize(("layout", "B", "W", "chunk"), [("VD", 3, 20, 4), ("DV", 2, 21, 8)])
 def test_entropies_and_their_gradients_are_the_plain_ones(
     layout: HeadLayout, B: int, W: int, chunk: int
 ) -> None:
@@ -187,8 +212,16 @@ def test_nothing_valid_gives_zeros() -> None:
 
 
 @pytest.mark.devices8
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("VD", (2, 2, 2)),
+        ("DV", (1, 4, 2)),
+        pytest.param("VD", (1, 8, 1), marks=pytest.mark.nightly),
+        pytest.param("DV", (2, 2, 2), marks=pytest.mark.nightly),
+    ],
+    ids=str,
+)
 def test_sharded_over_devices_it_is_the_same(
     layout: HeadLayout, shape: tuple[int, int, int]
 ) -> None:
@@ -259,7 +292,7 @@ def test_memory_is_under_a_third_of_the_plain_one(layout: HeadLayout) -> None:
     memory = [x.memory_analysis().temp_size_in_bytes for x in (ours, reference)]
     assert memory[0] < memory[1] / 3
     assert memory[0] < 2**30
-    # The head is read as it lies: no chunk multiplies with a transposed copy.
+    # The head is read as it is stored: no chunk multiplies with a transposed copy.
     text = ours.as_text() or ""
     sizes = rf"\[({V},{D}|{D},{V})\]"
     assert not re.search(rf"{sizes}\S* (transpose|copy)\(", text)

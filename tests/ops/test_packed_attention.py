@@ -58,8 +58,10 @@ def with_gradients(function: Any, segment_ids: jax.Array | None, *inputs: jax.Ar
     return out, *gradients
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one segment", "packed"])
-@pytest.mark.parametrize(("T", "block"), [(1, 8), (24, 24), (24, 8), (29, 8), (5, 1)])
+@pytest.mark.parametrize(
+    ("T", "block", "packed"),
+    [(1, 8, False), (24, 24, False), (29, 8, False), (24, 24, True), (29, 8, True), (5, 1, True)],
+)
 def test_blocks_give_outputs_and_gradients_of_whole_rows(T: int, block: int, packed: bool) -> None:
     for seed in range(5):
         inputs = random_inputs(seed, T=T)

@@ -1,6 +1,7 @@
-"""A tiny random model, and the plainest possible sampler to hold the engine against."""
+"""A tiny random model, and schedulers that tests share, since each program compiles for seconds."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from rmr1_jax.config import Sampling
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, forward, random_params
 from rmr1_jax.sampling.decode_loop import unstack_layers
-from rmr1_jax.sampling.scheduler import Request
+from rmr1_jax.sampling.scheduler import Request, Scheduler
 
 VOCAB = 97
 CONFIG = ModelConfig(
@@ -45,6 +46,34 @@ def weights(params: Params) -> Params:
 
 
 @pytest.fixture(scope="session")
+def scheduler_of(weights: Params) -> Callable[..., Scheduler]:
+    """Schedulers by slots and samples.
+
+    Calls compile the same program if they have as many requests as slots (five for a group of
+    three), and prompts and responses of at most 128 tokens.
+    """
+
+    @functools.cache
+    def make(slots: int, samples: int) -> Scheduler:
+        return Scheduler(CONFIG, weights, slots=slots, group_size=samples)
+
+    def scheduler(slots: int, samples: int = 1, *, chunk_steps: int = 64) -> Scheduler:
+        found = make(slots, samples)
+        found.chunk_steps = chunk_steps
+        return found
+
+    return scheduler
+
+
+@pytest.fixture(scope="module")
+def never_compact() -> Iterator[None]:
+    """The last live slots stay in their batch, instead of a smaller one to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmr1_jax.sampling.scheduler.compact_size", lambda slots: 0)
+        yield
+
+
+@pytest.fixture(scope="session")
 def logits_of(params: Params) -> Callable[[list[int]], np.ndarray]:
     """fp32 logits [T, V] of a whole sequence, without any cache."""
     run = jax.jit(lambda tokens: forward(CONFIG, params, tokens, dtype=jnp.float32))
@@ -58,9 +87,9 @@ def logits_of(params: Params) -> Callable[[list[int]], np.ndarray]:
 
 
 def random_requests(
-    count: int, *, longest_prompt: int = 200, longest_response: int = 200, seed: int = 0, **options
+    count: int, *, longest_prompt: int = 120, longest_response: int = 60, seed: int = 0, **options
 ) -> list[Request]:
-    """Prompts and lengths at random; every request says when it ends, none has a stop id."""
+    """Random prompts and lengths. Every request has a length of its own, and none a stop id."""
     rng = np.random.default_rng(seed)
     return [
         Request(

@@ -1,4 +1,4 @@
-"""The engine gives what one sequence alone would give, whatever shares its program."""
+"""Sampling gives what one sequence alone would give, whatever shares its program."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,21 +17,27 @@ from rmr1_jax.config import Sampling
 from rmr1_jax.models.kv_cache import empty_cache
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
-from rmr1_jax.sampling import decode_loop as engine
-from rmr1_jax.sampling.decode_loop import generate
-from rmr1_jax.sampling.decode_programs import cache_length, prompt_width
-from rmr1_jax.sampling.decode_state import EngineState, Requests, init_state
+from rmr1_jax.sampling.decode_loop import run_decode_loop
+from rmr1_jax.sampling.decode_programs import cache_bucket, prompt_width
+from rmr1_jax.sampling.decode_state import Requests, init_state
 from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.request_queue import common_length
-from rmr1_jax.sampling.scheduler import Request, Sample, Scheduler
+from rmr1_jax.sampling.scheduler import Request, Sample, Scheduler, compact_size
 from tests.sampling.conftest import VOCAB, random_requests
+
+pytestmark = pytest.mark.usefixtures("never_compact")
+LogitsOf = Callable[[list[int]], np.ndarray]
+SchedulerOf = Callable[..., Scheduler]
+Alone = Callable[[list[Request], int], list[list[Sample]]]
+
+
+LONGEST = 150  # of any response here: the same buffers, and so the same program, for all tests
 
 
 def answers(
-    engine: Scheduler, requests: list[Request], prefix: Sequence[int] = ()
+    scheduler: Scheduler, requests: list[Request], prefix: Sequence[int] = ()
 ) -> list[list[Sample]]:
-    longest = max(request.max_new_tokens for request in requests)
-    found = dict(engine.generate(requests, max_new_tokens=longest, prefix=prefix))
+    found = dict(scheduler.generate(requests, max_new_tokens=LONGEST, prefix=prefix))
     return [found[index] for index in range(len(requests))]
 
 
@@ -39,67 +45,75 @@ def texts(found: list[list[Sample]]) -> list[list[list[int]]]:
     return [[sample.tokens.tolist() for sample in samples] for samples in found]
 
 
-@pytest.fixture(scope="module")
-def alone(config: ModelConfig, weights: Params) -> Callable[[list[Request], int], list]:
-    """Each request in an engine of one slot: nothing to share anything with."""
-    one_slot: dict[int, Scheduler] = {}
+MOST_SAMPLES = 7
 
-    def run(requests: list[Request], samples: int) -> list:
-        if samples not in one_slot:
-            one_slot[samples] = Scheduler(config, weights, slots=1, group_size=samples)
-        return [answers(one_slot[samples], [request])[0] for request in requests]
+
+@pytest.fixture(scope="module")
+def alone(scheduler_of: SchedulerOf) -> Alone:
+    """Samples of each request from one slot, which has nothing to share anything with."""
+
+    def run(requests: list[Request], samples: int) -> list[list[Sample]]:
+        # A sample depends on its number, and not on how many there are.
+        one_slot = scheduler_of(1, MOST_SAMPLES)
+        return [answers(one_slot, [request])[0][:samples] for request in requests]
 
     return run
 
 
 def test_greedy_tokens_and_log_probabilities_are_those_of_the_plain_forward(
-    config: ModelConfig, weights: Params, logits_of: Callable[[list[int]], np.ndarray]
+    scheduler_of: SchedulerOf, logits_of: LogitsOf
 ) -> None:
-    requests = random_requests(12, longest_prompt=60, longest_response=50)
-    for request, [sample] in zip(
-        requests, answers(Scheduler(config, weights, slots=4), requests), strict=True
-    ):
+    """Also while the cache grows with the longest response."""
+    requests = random_requests(8, longest_prompt=60, longest_response=50)
+    requests[2] = replace(requests[2], max_new_tokens=LONGEST, compare_ids=(3, 90))
+    scheduler = scheduler_of(4)
+    for request, [sample] in zip(requests, answers(scheduler, requests), strict=True):
         assert len(sample.tokens) == request.max_new_tokens and sample.finish_reason == "length"
         sequence = request.tokens + sample.tokens.tolist()
         logits = logits_of(sequence[:-1])[len(request.tokens) - 1 :]
         np.testing.assert_array_equal(sample.tokens, logits.argmax(-1))
         expected = jax.nn.log_softmax(logits)[np.arange(len(logits)), sample.tokens]
         np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
+        first, second = request.compare_ids
+        np.testing.assert_allclose(
+            sample.logit_diffs, logits[:, first] - logits[:, second], atol=1e-4
+        )
+    # A short response never pays for the longest.
+    assert scheduler.work.programs == {(4, 128, 128), (4, 256, 128)}
 
 
 @pytest.mark.parametrize(
-    ("slots", "samples"), [(3, 1), (16, 1), (5, 3), (16, 3), (4, 7)], ids=lambda x: str(x)
+    ("slots", "samples"), [(4, 1), (5, 3), (4, MOST_SAMPLES)], ids=lambda x: str(x)
 )
 def test_a_sample_does_not_depend_on_slots_neighbours_or_refills(
-    config: ModelConfig, weights: Params, alone: Callable, slots: int, samples: int
+    scheduler_of: SchedulerOf, alone: Alone, slots: int, samples: int
 ) -> None:
-    requests = random_requests(10, longest_response=150, seed=4, temperature=1.0)
-    together = Scheduler(config, weights, slots=slots, group_size=samples, chunk_steps=23)
+    requests = random_requests(8, seed=4, temperature=1.0)
+    together = scheduler_of(slots, samples, chunk_steps=23)
     assert texts(answers(together, requests)) == texts(alone(requests, samples))
 
 
-def test_the_order_of_the_queue_changes_nothing(
-    config: ModelConfig, weights: Params, alone: Callable
-) -> None:
-    requests = random_requests(9, longest_response=60, seed=2, temperature=0.8, top_p=0.9)
-    backwards = answers(Scheduler(config, weights, slots=4), requests[::-1])
-    assert texts(backwards)[::-1] == texts(alone(requests, 1))
+def test_the_order_of_the_queue_changes_nothing(scheduler_of: SchedulerOf) -> None:
+    requests = random_requests(9, seed=2, temperature=0.8, top_p=0.9)
+    forwards, backwards = (answers(scheduler_of(4), some) for some in (requests, requests[::-1]))
+    assert texts(backwards)[::-1] == texts(forwards)
 
 
-def test_the_samples_of_a_group_differ_and_a_seed_repeats_them(
-    config: ModelConfig, weights: Params
-) -> None:
-    [request] = random_requests(1, temperature=1.0, seed=3)
-    request = replace(request, max_new_tokens=20)
-    grouped = Scheduler(config, weights, slots=4, group_size=4)
-    first, again = (texts(answers(grouped, [request]))[0] for _ in range(2))
-    other = texts(answers(grouped, [replace(request, seed=1)]))[0]
-    assert first == again and first != other
-    assert len({tuple(tokens) for tokens in first}) == 4
+def test_the_samples_of_a_group_differ_and_a_seed_repeats_them(scheduler_of: SchedulerOf) -> None:
+    requests = [
+        replace(request, max_new_tokens=20)
+        for request in random_requests(5, temperature=1.0, seed=3)
+    ]
+    grouped = scheduler_of(5, 3)
+    first, again = (texts(answers(grouped, requests)) for _ in range(2))
+    other = texts(answers(grouped, [replace(request, seed=1) for request in requests]))
+    assert first == again and first[0] != other[0]
+    assert len({tuple(tokens) for tokens in first[0]}) == 3
 
 
+@pytest.mark.nightly  # test_sampler.py has the same of random numbers and of draws
 def test_samples_follow_the_distribution_of_the_model(
-    config: ModelConfig, weights: Params, logits_of: Callable[[list[int]], np.ndarray]
+    config: ModelConfig, weights: Params, logits_of: LogitsOf
 ) -> None:
     samples = 2048
     prompt = [5, 17, 60]
@@ -113,67 +127,51 @@ def test_samples_follow_the_distribution_of_the_model(
     assert chisquare(observed, wanted * (samples / wanted.sum())).pvalue > 1e-3
 
 
-def test_a_stop_id_ends_a_response_and_is_its_last_token(
-    config: ModelConfig, weights: Params
-) -> None:
-    [request] = random_requests(1, seed=8)
-    request = replace(request, max_new_tokens=40)
-    plain = Scheduler(config, weights, slots=1)
-    [[sample]] = answers(plain, [request])
+def test_a_stop_id_ends_a_response_and_is_its_last_token(scheduler_of: SchedulerOf) -> None:
+    requests = [replace(request, max_new_tokens=40) for request in random_requests(4, seed=8)]
+    sample = answers(scheduler_of(4), requests)[0][0]
     stop = int(sample.tokens[7])
     first = sample.tokens.tolist().index(stop)
-    [[stopped]] = answers(plain, [replace(request, stop_ids=(stop,))])
+    requests[0] = replace(requests[0], stop_ids=(stop,))
+    stopped = answers(scheduler_of(4), requests)[0][0]
     assert stopped.finish_reason == "stop"
     assert stopped.tokens.tolist() == sample.tokens[: first + 1].tolist()
 
 
+# Counts for which the batch is full, so that all examples run the same two programs.
 @settings(max_examples=8)
 @given(
-    count=st.integers(1, 12),
+    count=st.integers(5, 12),
     seed=st.integers(0, 1000),
-    samples=st.sampled_from([1, 3]),
-    slots=st.sampled_from([2, 6]),
+    shape=st.sampled_from([(4, 1), (5, 3)]),
 )
 def test_every_request_is_answered_once_and_in_full(
-    config: ModelConfig, weights: Params, count: int, seed: int, samples: int, slots: int
+    scheduler_of: SchedulerOf, count: int, seed: int, shape: tuple[int, int]
 ) -> None:
     requests = random_requests(count, longest_response=30, seed=seed, temperature=1.0)
-    key = slots, samples
-    if key not in _engines:
-        _engines[key] = Scheduler(config, weights, slots=slots, group_size=samples, chunk_steps=7)
-    found = list(_engines[key].generate(requests, max_new_tokens=30))
+    scheduler = scheduler_of(*shape, chunk_steps=7)
+    found = list(scheduler.generate(requests, max_new_tokens=LONGEST))
     assert sorted(index for index, _ in found) == list(range(count))
+    _, samples = shape
     for index, group in found:
         assert len(group) == samples
         assert all(len(sample.tokens) == requests[index].max_new_tokens for sample in group)
-    work = _engines[key].work
-    assert work.live_row_steps == samples * sum(r.max_new_tokens for r in requests)
-
-
-_engines: dict[tuple[int, int], Scheduler] = {}
+    expected = samples * sum(request.max_new_tokens for request in requests)
+    assert scheduler.work.live_row_steps == expected
 
 
 # ---- what is computed, exactly
 
 
-def test_a_prompt_is_prefilled_once_for_its_group(config: ModelConfig, weights: Params) -> None:
-    requests = random_requests(6, longest_prompt=700, longest_response=20, seed=1)
-    work = {}
-    for samples in (1, 7):
-        some = Scheduler(config, weights, slots=7, group_size=samples)
-        answers(some, requests)
-        work[samples] = some.work.prefill_tokens
-    chunks = sum(-(-(len(request.tokens) - 1) // PREFILL_CHUNK) for request in requests)
-    assert work[1] == work[7] == chunks * PREFILL_CHUNK
-
-
-@pytest.mark.parametrize(("length", "samples"), [(40, 1), (300, 1), (600, 3)])
-def test_a_common_prefix_is_computed_once(
-    config: ModelConfig, weights: Params, length: int, samples: int
+@pytest.mark.parametrize(
+    ("length", "samples"), [(300, 1), pytest.param(40, 3, marks=pytest.mark.nightly)]
+)
+def test_prompts_are_computed_once_per_group_and_a_common_prefix_once(
+    scheduler_of: SchedulerOf, length: int, samples: int
 ) -> None:
     """Tokens and log-probabilities stay: also of prompts that have none of it, or little else."""
     requests, prefix = requests_with_prefix(length)
-    every = Scheduler(config, weights, slots=4, group_size=samples, chunk_steps=9)
+    every = scheduler_of(4 if samples == 1 else 5, samples, chunk_steps=9)
     expected, without = answers(every, requests), every.work.prefill_tokens
     found = answers(every, requests, prefix=prefix)
     assert texts(found) == texts(expected)
@@ -189,11 +187,13 @@ def test_a_common_prefix_is_computed_once(
 
 
 def requests_with_prefix(length: int) -> tuple[list[Request], list[int]]:
-    """Eight prompts that begin with it; one without it, one with half of it, it alone."""
+    """Eight prompts that begin with it, one without it, one with half of it, and it alone."""
     prefix = np.random.default_rng(7).integers(1, VOCAB, length).tolist()
     requests = [
         replace(request, tokens=prefix + request.tokens)
-        for request in random_requests(8, longest_response=30, seed=3, temperature=1.0)
+        for request in random_requests(
+            8, longest_prompt=200, longest_response=30, seed=3, temperature=1.0
+        )
     ]
     requests[5] = replace(requests[5], tokens=[*prefix, 9])
     half = [*prefix[: length // 2], 0, 1, 2]
@@ -212,104 +212,41 @@ def computed_once(prefix: list[int]) -> int:
     return -(-len(prefix) // chunk) * chunk
 
 
-def test_log_odds_of_two_tokens_are_those_of_the_plain_forward(
-    config: ModelConfig, weights: Params, logits_of: Callable[[list[int]], np.ndarray]
-) -> None:
-    requests = [
-        replace(request, compare_ids=(3 + index, 90))
-        for index, request in enumerate(random_requests(3, longest_response=20, temperature=0.5))
-    ]
-    for request, [sample] in zip(
-        requests, answers(Scheduler(config, weights, slots=2), requests), strict=True
-    ):
-        logits = logits_of(request.tokens + sample.tokens.tolist()[:-1])[len(request.tokens) - 1 :]
-        expected = logits[:, request.compare_ids[0]] - logits[:, 90]
-        np.testing.assert_allclose(sample.logit_diffs, expected, atol=1e-4)
-
-
-def test_freed_slots_are_refilled_at_once(config: ModelConfig, weights: Params) -> None:
+def test_freed_slots_are_refilled_at_once(scheduler_of: SchedulerOf) -> None:
     """No slot idles while a sample waits: the steps are those of an ideal list schedule."""
-    requests = random_requests(40, longest_prompt=20, longest_response=60, seed=6)
-    some = Scheduler(config, weights, slots=4)
-    answers(some, requests)
+    requests = random_requests(40, longest_prompt=20, seed=6)
+    scheduler = scheduler_of(4)
+    answers(scheduler, requests)
     busy = [0] * 4
     for request in requests:
         slot = busy.index(min(busy))
         busy[slot] += request.max_new_tokens
-    assert some.work.steps == max(busy)
+    assert scheduler.work.steps == max(busy)
 
 
-def test_stragglers_go_on_in_a_smaller_batch(config: ModelConfig, weights: Params) -> None:
-    requests = [replace(r, max_new_tokens=5) for r in random_requests(8, seed=2)]
-    requests[3] = replace(requests[3], max_new_tokens=100)
-    some = Scheduler(config, weights, slots=8)
-    answers(some, requests)
-    assert some.work.row_steps <= 8 * 5 + 95 + 8  # the 95 last tokens one row wide
-    assert {slots for slots, _, _ in some.work.programs} == {8, 1}
-
-
-def test_a_short_context_never_pays_for_the_longest(config: ModelConfig, weights: Params) -> None:
-    some = Scheduler(config, weights, slots=2)
-    answers(some, [Request([1, 2, 3], 300), Request([1, 2], 20)])
-    rings = sorted({ring for _, ring, _ in some.work.programs})
-    assert rings == [128, 256, 512]
-    assert {width for _, _, width in some.work.programs} == {128}
+def test_stragglers_continue_in_a_smaller_batch(
+    scheduler_of: SchedulerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [replace(r, max_new_tokens=5) for r in random_requests(4, seed=2, temperature=1.0)]
+    requests[2] = replace(requests[2], max_new_tokens=100)
+    scheduler = scheduler_of(4)
+    expected = texts(answers(scheduler, requests))
+    monkeypatch.setattr("rmr1_jax.sampling.scheduler.compact_size", compact_size)
+    assert texts(answers(scheduler, requests)) == expected
+    assert scheduler.work.row_steps <= 4 * 5 + 95 + 4  # the last 95 tokens are one row wide
+    assert scheduler.work.programs == {(4, 128, 128), (1, 128, 128)}
 
 
 def test_sizes_come_from_short_ladders() -> None:
-    assert [cache_length(n) for n in (1, 128, 129, 5000)] == [128, 128, 256, 8192]
+    assert [cache_bucket(n) for n in (1, 128, 129, 5000)] == [128, 128, 256, 8192]
     assert [prompt_width(n) for n in (1, 257, 385, 1025, 4096)] == [128, 384, 512, 1536, 4096]
 
 
-# ---- one program
+# ---- programs
 
 
-def one_program(config: ModelConfig, samples: int, slots: int) -> tuple[Callable, EngineState]:
-    requests = random_requests(8, longest_prompt=100, longest_response=60, seed=5, temperature=1.0)
-    table = Requests.empty(8, 128)
-    tokens = np.zeros((8, 128), np.int32)
-    for row, request in enumerate(requests):
-        tokens[row, : len(request.tokens)] = request.tokens
-    column = lambda name, dtype: jnp.array([getattr(r, name) for r in requests], dtype)  # noqa: E731
-    table = replace(
-        table,
-        arrival=jnp.arange(8),
-        tokens=jnp.array(tokens),
-        length=jnp.array([len(r.tokens) for r in requests]),
-        max_new_tokens=column("max_new_tokens", jnp.int32),
-        index=column("index", jnp.int32),
-        sampling=table.sampling._replace(temperature=jnp.ones(8)),
-    )
-    state = init_state(
-        config,
-        table,
-        group_size=samples,
-        slots=slots,
-        prompt_slots=slots if samples == 1 else 4,
-        columns=16,
-        max_new_tokens=64,
-        dtype=jnp.float32,
-    )
-    return jax.jit(partial(generate, config, ring_sizes=[16, 32, 64])), state
-
-
-@pytest.mark.parametrize(("samples", "slots"), [(1, 3), (3, 5)])
-def test_a_whole_queue_in_one_compiled_program(
-    config: ModelConfig, weights: Params, alone: Callable, samples: int, slots: int
-) -> None:
-    program, state = one_program(config, samples, slots)
-    outputs = program(weights, state).outputs
-    requests = random_requests(8, longest_prompt=100, longest_response=60, seed=5, temperature=1.0)
-    for row, expected in enumerate(s for group in alone(requests, samples) for s in group):
-        length = int(outputs.length[row])
-        assert outputs.tokens[row, :length].tolist() == expected.tokens.tolist()
-        np.testing.assert_allclose(outputs.logprobs[row, :length, 0], expected.logprobs, atol=1e-4)
-
-
-def test_sampling_parameters_and_lengths_recompile_nothing(
-    config: ModelConfig, weights: Params
-) -> None:
-    some = Scheduler(config, weights, slots=4)
+def test_sampling_parameters_and_lengths_recompile_nothing(scheduler_of: SchedulerOf) -> None:
+    some = scheduler_of(4)
     answers(some, random_requests(6, longest_prompt=100, longest_response=100, seed=1))
     compiled = some.programs.run._cache_size()
     for seed, options in enumerate(
@@ -317,19 +254,26 @@ def test_sampling_parameters_and_lengths_recompile_nothing(
     ):
         requests = random_requests(9, longest_prompt=90, longest_response=100, seed=seed, **options)
         answers(some, [replace(r, stop_ids=(1, 2), seed=seed) for r in requests])
-    assert len({slots for slots, _, _ in some.work.programs}) <= compiled
     assert some.programs.run._cache_size() == compiled
 
 
-@pytest.mark.parametrize("prefix_width", [0, 64])
-@pytest.mark.parametrize(("samples", "slots"), [(1, 6), (3, 6)])
+@pytest.mark.parametrize(("samples", "slots", "prefix_width"), [(1, 6, 0), (3, 6, 64)])
 def test_no_cache_is_copied_while_decoding(
     config: ModelConfig, weights: Params, samples: int, slots: int, prefix_width: int
 ) -> None:
-    _, state = one_program(config, samples, slots)
+    state = init_state(
+        config,
+        Requests.empty(8, 128),
+        group_size=samples,
+        slots=slots,
+        prompt_slots=slots if samples == 1 else 4,
+        cache_length=16,
+        max_new_tokens=64,
+        dtype=jnp.float32,
+    )
     if prefix_width:
         state = replace(state, prefix=empty_cache(config, 1, prefix_width, jnp.float32))
-    run = jax.jit(partial(engine.run, config), donate_argnums=1)
+    run = jax.jit(partial(run_decode_loop, config), donate_argnums=1)
     text = run.lower(weights, state, 100, 0).compile().as_text() or ""
     shapes = {
         ",".join(map(str, leaf.shape))

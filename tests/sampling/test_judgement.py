@@ -1,4 +1,4 @@
-"""What is read from sampled tokens: the verdict, and how sure the model was where it wrote it."""
+"""Judgements are read from sampled tokens: the verdict, and the confidence of the model in it."""
 
 from typing import Any
 

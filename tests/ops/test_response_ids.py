@@ -171,17 +171,17 @@ def test_seven_responses_do_not_look_at_each_other(
     assert sorted(met) == sorted([*expected] * times)
 
 
-def test_without_branches_a_prompt_with_one_response_is_the_same() -> None:
+def test_a_prompt_with_one_response_is_a_plain_row() -> None:
     """One response sees all before it, as in a plain row."""
     segment_ids, response_ids = row_of([(7, [12]), (3, [18])])
     inputs = inputs_of(1, B=1, N=4, K=2)
     ids = jnp.asarray(segment_ids)[None]
     plain = packed_attention(*inputs, ids, block=8)
-    branched = packed_attention(*inputs, ids, jnp.asarray(response_ids)[None], block=8)
-    np.testing.assert_array_equal(plain, branched)
+    with_ids = packed_attention(*inputs, ids, jnp.asarray(response_ids)[None], block=8)
+    np.testing.assert_array_equal(plain, with_ids)
 
 
-def test_branches_alone_are_those_of_one_segment() -> None:
+def test_response_ids_alone_are_those_of_one_segment() -> None:
     _, ids = row_of([(10, [12, 18])])
     inputs = inputs_of(2, B=1, N=4, K=2, T=T - 3)  # the last block is not full
     response_ids = jnp.asarray(ids[: T - 3])[None]
