@@ -32,8 +32,7 @@ from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.training.flops import training_flops
 from rmr1_jax.training.nll import nll
-from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.step import initial_state, train_step
+from rmr1_jax.training.step import initial_state, make_optimizer, train_step
 
 SETTINGS = OptimizerConfig(learning_rate=1e-5, warmup=0.0, final_lr_ratio=1.0)
 FIRST_STEPS = 2

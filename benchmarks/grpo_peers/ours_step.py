@@ -19,7 +19,8 @@ from rmr1_jax.models.checkpoint import load_config
 from rmr1_jax.rl.trainer import Grpo
 from rmr1_jax.sampling import decode_loop as engine
 from rmr1_jax.sampling.sampler import Sampled, SamplingParams
-from rmr1_jax.training.sharding_plan import first_params, make_sharding_plan
+from rmr1_jax.training.sharding_plan import make_sharding_plan
+from rmr1_jax.training.training_run import first_params
 
 MANY = 1_000_000  # steps; the benchmark says when it has enough
 FORCED = 2.0  # in place of a uniform number: this row has come to its length

@@ -39,11 +39,14 @@ from rmr1_jax.sampling.decode_programs import Programs, cache_bucket, prompt_wid
 from rmr1_jax.sampling.prefill import PREFILL_CHUNK
 from rmr1_jax.sampling.request_queue import queue_entries
 from rmr1_jax.training.flops import group_flops, training_flops
-from rmr1_jax.training.learner import Learner, make_learner
 from rmr1_jax.training.nll import sft_objective
-from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.resharding import decoding_mesh, decoding_shardings, make_reshard
-from rmr1_jax.training.sharding_plan import ShardingPlan
+from rmr1_jax.training.sharding_plan import (
+    ShardingPlan,
+    decoding_mesh,
+    decoding_shardings,
+    make_reshard,
+)
+from rmr1_jax.training.step import Learner, make_learner, make_optimizer
 
 Tree = Any
 

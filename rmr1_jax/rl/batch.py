@@ -17,6 +17,9 @@ from jaxtyping import Float, Int
 from rmr1_jax.config import GrpoConfig
 from rmr1_jax.data.packed_batch import GroupBatch
 from rmr1_jax.errors import UserError
+from rmr1_jax.rl.advantage import token_weights
+from rmr1_jax.rl.rollout import Experience
+from rmr1_jax.training.metrics import Numbers
 
 LEAST_ROW = 2048
 """Rows are no shorter where there is that much to compute: short ones pack badly."""
@@ -57,6 +60,32 @@ class Group:
         """
         inputs = sum(len(self.responses[index]) for index in responses) - len(responses)
         return max(len(self.prompt), len(responses)) + inputs
+
+
+def groups_of(
+    experience: Experience, advantage: Float[np.ndarray, "N G"], config: GrpoConfig
+) -> list[Group]:
+    """The groups of a mini-batch; what their tokens weigh depends on all of them."""
+    flat = [sample for group in experience.samples for sample in group]
+    masked = config.reward.truncated == "mask"
+    weights = token_weights(
+        np.array([len(sample.tokens) for sample in flat]),
+        config.objective.reduction,
+        config.objective.pool,
+        np.array([not masked or sample.finish_reason == "stop" for sample in flat]),
+    ).reshape(len(experience), -1)
+    return [
+        Group(
+            prompt=prompt.tokens,
+            responses=tuple(sample.tokens for sample in group),
+            sampler_logprobs=tuple(sample.sampled_logprobs for sample in group),
+            advantages=worth.astype(np.float32),
+            weights=weight.astype(np.float32),
+        )
+        for (_, prompt), group, worth, weight in zip(
+            experience.prompts, experience.samples, advantage, weights, strict=True
+        )
+    ]
 
 
 class PackedWork(NamedTuple):
@@ -165,6 +194,16 @@ def packed_work(groups: Sequence[Group], batch: GroupBatch) -> PackedWork:
         ),
         naive=len(responses) * longest,
     )
+
+
+def packing_numbers(work: Iterable[PackedWork]) -> Numbers:
+    """What the layout of a step costs: its padding, and its share of the naive layout."""
+    work = list(work)
+    computed, tokens, naive = (sum(column) for column in zip(*work, strict=True))
+    return {
+        "padding": 1 - tokens / max(computed, 1),
+        "share_of_naive": computed / max(naive, 1),
+    }
 
 
 class _Piece(NamedTuple):

@@ -16,6 +16,7 @@ from the trainer's, a factor min(p_old / p_s, cap) for each token of the first t
 In a `GroupBatch` the responses to a prompt share one copy of it, which changes nothing here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -32,8 +33,9 @@ from rmr1_jax.models.transformer import Remat, Transformer
 from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import target_logprobs
 from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
+from rmr1_jax.training.metrics import Numbers
 from rmr1_jax.training.sharding_plan import ShardingPlan
-from rmr1_jax.training.step import Objective, batch_logprobs
+from rmr1_jax.training.step import Metrics, Objective, batch_logprobs
 
 _HIGHEST_KL = 10.0
 _LIKELY = (0.9, 1.1)
@@ -259,3 +261,41 @@ def settings_of(config: GrpoConfig) -> Settings:
         tis_cap=objective.tis_cap,
         on_policy=config.updates == 1,
     )
+
+
+# Of the sums of an update, those that are means over its mini-batch.
+MEANS = ("loss", "policy_loss", "kl", "entropy")
+
+
+def over_updates(each: Sequence[Metrics]) -> Metrics:
+    """The metrics of a step from those of its updates (on the host).
+
+    `bad_steps` are the most in a row that any of them ends: a good update after them is no excuse.
+    """
+    sums = each[0].sums
+    for metrics in each[1:]:
+        sums = sums.plus(metrics.sums)
+    means = {name: getattr(sums, name) / len(each) for name in MEANS}
+    return each[-1]._replace(
+        sums=sums._replace(**means),
+        gradient_norm=jnp.stack([metrics.gradient_norm for metrics in each]).mean(),
+        finite=jnp.stack([metrics.finite for metrics in each]).all(),
+        bad_steps=jnp.stack([metrics.bad_steps for metrics in each]).max(),
+    )
+
+
+def loss_numbers(sums: Sums) -> Numbers:
+    """What a step reports of its sums."""
+    tokens = max(float(sums.tokens), 1.0)
+    return {
+        "loss": float(sums.loss),
+        "policy_loss": float(sums.policy_loss),
+        "kl": float(sums.kl),
+        "entropy": float(sums.entropy),
+        "ratio": float(sums.ratio) / tokens,
+        "clipped_low": float(sums.clipped_low) / tokens,
+        "clipped_high": float(sums.clipped_high) / tokens,
+        "mismatch_mean": float(sums.mismatch) / tokens,
+        "mismatch_outside": float(sums.mismatch_far) / tokens,
+        "mismatch_max": float(sums.mismatch_highest),
+    }

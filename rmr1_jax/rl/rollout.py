@@ -1,20 +1,24 @@
-"""Rollout: groups of traces from the weights of the moment."""
+"""Rollout: groups of traces from the current weights, and what a step keeps of them."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from rmr1_jax.config import Sampling
 from rmr1_jax.data.prompt_set import Prompt
 from rmr1_jax.errors import UserError
+from rmr1_jax.judging import answer
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.request_queue import worth_sharing
 from rmr1_jax.sampling.scheduler import Request, Sample, Scheduler, Work
-from rmr1_jax.training.resharding import decoding_mesh, make_reshard
-from rmr1_jax.training.sharding_plan import ShardingPlan
+from rmr1_jax.training.metrics import Numbers
+from rmr1_jax.training.sharding_plan import ShardingPlan, decoding_mesh, make_reshard
 
 CPU_SLOTS, ACCELERATOR_SLOTS = 64, 256  # where a configuration leaves them to the machine
 
@@ -135,3 +139,54 @@ class Rollout:
             index=index,
             sampling=self.sampling,
         )
+
+
+@dataclass(frozen=True)
+class Experience:
+    """N groups of G traces, with what they are worth."""
+
+    prompts: list[tuple[int, Prompt]]
+    """Each with its position in the stream of prompts."""
+    samples: list[list[Sample]]
+    texts: list[list[str]]
+    """Special tokens kept."""
+    rewards: Float[np.ndarray, "N G"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def only(self, chosen: Int[np.ndarray, " M"]) -> "Experience":
+        pick = lambda values: [values[i] for i in chosen]  # noqa: E731
+        return Experience(
+            pick(self.prompts), pick(self.samples), pick(self.texts), self.rewards[chosen]
+        )
+
+    def plus(self, other: "Experience") -> "Experience":
+        return Experience(
+            self.prompts + other.prompts,
+            self.samples + other.samples,
+            self.texts + other.texts,
+            np.concatenate([self.rewards, other.rewards]),
+        )
+
+
+def rollout_numbers(experience: Experience) -> Numbers:
+    """What a step reports of all that it sampled."""
+    lengths = np.array([len(s.tokens) for group in experience.samples for s in group])
+    cut = [s.finish_reason == "length" for group in experience.samples for s in group]
+    verdicts = [answer(text, "reward").verdict for group in experience.texts for text in group]
+    labels = [
+        prompt.label
+        for (_, prompt), group in zip(experience.prompts, experience.samples, strict=True)
+        for _ in group
+    ]
+    right = [verdict == label for verdict, label in zip(verdicts, labels, strict=True)]
+    return {
+        "reward": float(experience.rewards.mean()),
+        "accuracy": float(np.mean(right)),
+        "format": float(np.mean([verdict is not None for verdict in verdicts])),
+        "response_tokens": float(lengths.mean()),
+        "response_tokens_max": int(lengths.max()),
+        "truncated": float(np.mean(cut)),
+        "sampled_tokens": int(lengths.sum()),
+    }

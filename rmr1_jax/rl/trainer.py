@@ -1,9 +1,12 @@
 """Stage 2 put together: groups of traces are sampled, rewarded and learnt from, step by step."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,40 +20,61 @@ from rmr1_jax.models.lora import combine
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.rl.advantage import advantages, zero_signal
-from rmr1_jax.rl.batch import longest_row, pack_groups, pack_length_for, packed_work
-from rmr1_jax.rl.experience import (
-    Clock,
-    Experience,
+from rmr1_jax.rl.batch import (
     groups_of,
-    loss_numbers,
-    over_updates,
+    longest_row,
+    pack_groups,
+    pack_length_for,
+    packed_work,
     packing_numbers,
-    rollout_numbers,
-    work_numbers,
 )
-from rmr1_jax.rl.loss import grpo_objective, logprob_pass
+from rmr1_jax.rl.loss import grpo_objective, logprob_pass, loss_numbers, over_updates
 from rmr1_jax.rl.reward import RewardFunction, Sampled, length_penalty, score_shared
-from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS, CPU_SLOTS, Rollout
+from rmr1_jax.rl.rollout import (
+    ACCELERATOR_SLOTS,
+    CPU_SLOTS,
+    Experience,
+    Rollout,
+    rollout_numbers,
+)
 from rmr1_jax.rl.samples import SampleLog, TraceRecord
 from rmr1_jax.sampling.scheduler import Sample
-from rmr1_jax.training import loop
-from rmr1_jax.training.flops import peak_flops
-from rmr1_jax.training.learner import make_learner
-from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
-from rmr1_jax.training.metrics import MetricsLog
-from rmr1_jax.training.optimizer import learning_rate, make_optimizer
-from rmr1_jax.training.run_checkpoints import RunCheckpoints
+from rmr1_jax.training.flops import group_flops, peak_flops
+from rmr1_jax.training.loop import MAY_CHANGE as BOTH_MAY_CHANGE
+from rmr1_jax.training.loop import TrainingRun
+from rmr1_jax.training.metrics import Numbers
 from rmr1_jax.training.sharding_plan import ShardingPlan
-from rmr1_jax.training.step import Metrics, TrainState
-from rmr1_jax.training.training_progress import TrainingProgress
+from rmr1_jax.training.step import (
+    Metrics,
+    TrainState,
+    learning_rate,
+    make_learner,
+    make_optimizer,
+)
 from rmr1_jax.training.validation import VerdictCheck
 
-# Of this stage, beside those of both.
-MAY_CHANGE = (*loop.MAY_CHANGE, "pack_length", "samples", "rollout.max_num_seqs")
+# Options that do not change what is learnt, besides those of both stages.
+MAY_CHANGE = (*BOTH_MAY_CHANGE, "pack_length", "samples", "rollout.max_num_seqs")
 
 
-class Grpo:
-    """A run of stage 2, ready to start or to go on.
+@dataclass
+class Clock:
+    """Seconds by activity."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
+
+
+class Grpo(TrainingRun):
+    """A run of stage 2, ready to start or to be resumed.
 
     Args:
       config: checked.
@@ -64,6 +88,9 @@ class Grpo:
       reward: what a trace is worth.
       verdicts: judges pairs at each validation; None where there are none.
     """
+
+    config: GrpoConfig
+    rank_by = "validation/wrong"
 
     def __init__(
         self,
@@ -85,7 +112,8 @@ class Grpo:
         self._tokenizer, self._reward, self._verdicts = tokenizer, reward, verdicts
         self._base, self._reference = base, reference
         self._stream = PromptStream(prompts, config.seed)
-        self.steps = steps_of(config, len(prompts))
+        self.steps, self.updates = steps_of(config, len(prompts)), config.updates
+        self.validates = verdicts is not None
         on_cpu = jax.default_backend() == "cpu"
         self._rollout = Rollout(
             model,
@@ -103,69 +131,40 @@ class Grpo:
         self._logprobs = logprob_pass(config, model, sharding, dtype)
         objective = grpo_objective(config, sharding)
         learner = make_learner(model, objective, optimizer, params, sharding, dtype)
-        self.state, self._like, self._update = learner.start(params), learner.like, learner.update
+        self.state, self.like, self._update = learner.start(params), learner.like, learner.update
         # Only ever greater, so that few programs are compiled. The length of rows decides in which
         # order numbers are added, so it is a part of what is saved.
         self._pack_length, self._micro_batches = 0, 1
         self._clock = Clock()
         self._numbers: Numbers = {}
         self._seen: list[str] = []
-        self._job: Job | None = None
-        self._progress: TrainingProgress | None = None
         self._sample_log: SampleLog | None = None
-
-    def resume(self, checkpoints: RunCheckpoints) -> int:
-        """Take up the latest checkpoint, if there is one. Returns the steps that were taken."""
-        restored = checkpoints.restore(self._like)
-        if restored is not None:
-            self.state, position = restored
-            self._stream.set_state(position["prompts"])
-            self._pack_length = int(position["pack_length"])
-        return int(self.state.step) // self.config.updates
 
     def get_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights and the optimizer; plain JSON."""
         return {"prompts": self._stream.get_state(), "pack_length": self._pack_length}
 
-    def train(
-        self, checkpoints: RunCheckpoints, log: MetricsLog | None, progress: TrainingProgress
-    ) -> Outcome:
-        """Train to the end; see `loop.train`."""
-        config = self.config
-        self._progress = progress
-        if log and config.samples.every:
-            done = int(self.state.step) // config.updates
-            self._sample_log = SampleLog(Path(config.workdir), after=done)
-        self._job = Job(
-            steps=self.steps,
-            step=self.take_step,
-            report=self._report,
-            name_batch=self._name_batch,
-            validate=self.validate if self._verdicts else None,
-            rank_by="validation/wrong",
-            updates=config.updates,
-            validate_every=config.validation.every,
-            save_every=config.checkpoint.every,
-            log_every=config.log_every,
-            max_nonfinite_steps=config.max_nonfinite_steps,
-        )
-        state, self.state = self.state, cast(TrainState, None)  # it will be donated
-        outcome = train(self._job, state, self, checkpoints, log, progress)
-        self.state = outcome.state
-        return outcome
+    def set_state(self, position: Mapping[str, Any]) -> None:
+        self._stream.set_state(position["prompts"])
+        self._pack_length = int(position["pack_length"])
+
+    def start(self, *, writes: bool) -> None:
+        if writes and self.config.samples.every:
+            done = int(self.state.step) // self.updates
+            self._sample_log = SampleLog(Path(self.config.workdir), after=done)
 
     def validate(self, step: int, state: TrainState) -> Numbers:
         """The verdicts on held-out pairs."""
         assert self._verdicts is not None
-        self._phase("validation")
+        self.phase("validation")
         numbers = self._verdicts(
-            step, combine(state.params, self._base), after_chunk=self._give_up_if_asked
+            step, combine(state.params, self._base), after_chunk=self.give_up_if_asked
         )
         accuracy = numbers["validation/verdict_accuracy"]
         assert accuracy is not None
         return numbers | {"validation/wrong": 1 - accuracy}
 
-    def take_step(self, state: TrainState, _: None = None) -> tuple[TrainState, Metrics]:
+    def take_step(self, state: TrainState, batch: Any = None) -> tuple[TrainState, Metrics]:
         """Roll out, reward, and update on each mini-batch in turn. Donates the state."""
         config, self._clock = self.config, Clock()
         with self._clock.measure("reshard"):
@@ -186,12 +185,12 @@ class Grpo:
                 for number, batch in enumerate(batches, start=1)
             ]
             jax.block_until_ready(batches)
-        self._give_up_if_asked()
+        self.give_up_if_asked()
         step = int(state.step) // config.updates + 1
         with self._clock.measure("update"):
             all_metrics = []
             for number, batch in enumerate(batches, start=1):
-                self._phase(f"update {number} of {len(batches)}")
+                self.phase(f"update {number} of {len(batches)}")
                 state, metrics = self._update(state, batch, self._base)
                 all_metrics.append(metrics)
             all_metrics = jax.device_get(all_metrics)
@@ -215,7 +214,10 @@ class Grpo:
             # As many as the first time, though fewer are missing: other numbers compile again.
             experience = experience.plus(self._sampled(wanted))
             teaches, rounds = self._teaches(experience), rounds + 1
-        self._numbers = rollout_numbers(experience) | {"rounds": rounds}
+        self._numbers = rollout_numbers(experience) | {
+            "zero_signal": float(zero_signal(experience.rewards).mean()),
+            "rounds": rounds,
+        }
         if len(experience) == wanted:
             return experience
         order = np.argsort(~teaches, kind="stable")[:wanted]
@@ -237,7 +239,7 @@ class Grpo:
                 seed=self.config.seed,
                 on_progress=partial(self._rolling, number),
             )
-        self._phase("reward")
+        self.phase("reward")
         with self._clock.measure("reward"):
             texts = [[self._text(sample.tokens) for sample in group] for group in samples]
             rewards = self._rewards([prompt for _, prompt in drawn], samples, texts)
@@ -294,8 +296,8 @@ class Grpo:
 
     def _with_logprobs(self, which: str, batch: GroupBatch, params: Params) -> GroupBatch:
         """The batch with what the old policy and the reference make of it."""
-        self._phase(f"log-probabilities {which}")
-        self._give_up_if_asked()
+        self.phase(f"log-probabilities {which}")
+        self.give_up_if_asked()
         if self.config.updates > 1:
             batch = batch._replace(old_logprobs=self._logprobs(params, batch, self._base))
         if self._reference is not None:
@@ -307,16 +309,8 @@ class Grpo:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def _rolling(self, groups: int, tokens: int, finished: int) -> None:
-        self._phase(f"rollout {finished:,} of {groups:,} groups, {tokens:,} tokens")
-        self._give_up_if_asked()
-
-    def _phase(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.phase(text)
-
-    def _give_up_if_asked(self) -> None:
-        if self._job is not None:
-            self._job.give_up_if_asked()
+        self.phase(f"rollout {finished:,} of {groups:,} groups, {tokens:,} tokens")
+        self.give_up_if_asked()
 
     def _log_samples(
         self, step: int, experience: Experience, advantage: Float[np.ndarray, "N G"]
@@ -343,7 +337,7 @@ class Grpo:
                 )
         self._sample_log.write(step, records)
 
-    def _report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
+    def report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
         updates = step * self.config.updates - int(metrics.skipped)
         mfu = self._numbers.pop("flops", 0.0) or 0.0
         return {
@@ -355,8 +349,8 @@ class Grpo:
             **{f"seconds_{name}": spent for name, spent in self._clock.seconds.items()},
         }
 
-    def _name_batch(self, step: int) -> str:
-        return name_some(self._seen)
+    def batch_ids(self, step: int) -> list[str]:
+        return self._seen
 
 
 def steps_of(config: GrpoConfig, prompts: int) -> int:
@@ -369,3 +363,20 @@ def steps_of(config: GrpoConfig, prompts: int) -> int:
             f"x {config.epochs:g} epochs; lower it (and --mini_batch), or raise --epochs"
         )
     return min(steps, config.max_steps or steps)
+
+
+def work_numbers(
+    model: ModelConfig, experience: Experience, sampled_tokens: int, clock: Clock, passes: int
+) -> Numbers:
+    """Speeds, and the arithmetic ("flops") that learning from this experience needs, its own
+    rollout included; `sampled_tokens` were written in all."""
+    prompts = np.array([len(prompt.tokens) for _, prompt in experience.prompts])
+    responses = np.array([[len(s.tokens) for s in group] for group in experience.samples])
+    tokens, seconds = int(prompts.sum() + responses.sum()), clock.seconds
+    learning = seconds["update"] + seconds["logprobs"]
+    return {
+        "tokens": tokens,
+        "tokens_per_second_rollout": sampled_tokens / max(seconds["rollout"], 1e-9),
+        "tokens_per_second_update": tokens / max(learning, 1e-9),
+        "flops": passes * group_flops(model, prompts, responses),
+    }

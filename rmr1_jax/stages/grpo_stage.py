@@ -1,8 +1,7 @@
 """`--stage=grpo`: reinforcement learning on labelled pairs, in a directory from which the run can
-go on."""
+be resumed."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,16 @@ from rmr1_jax.models.weight_map import check_shapes, count_parameters, tensors_o
 from rmr1_jax.rl.reward import load_reward
 from rmr1_jax.rl.trainer import MAY_CHANGE, Grpo, steps_of
 from rmr1_jax.sampling.judge import choose_prompt
-from rmr1_jax.training.curves import draw_grpo_curves
-from rmr1_jax.training.sharding_plan import ShardingPlan, first_params, make_sharding_plan
+from rmr1_jax.training.loop import train
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
 from rmr1_jax.training.training_run import (
     dtype_of,
+    first_params,
     lora_of,
-    reading,
     starting_point,
-    train,
-    verdict_check,
     write_model_sidecar_files,
 )
+from rmr1_jax.training.validation import verdict_check
 
 REJECTS = "prompts.rejects.jsonl"
 
@@ -59,7 +57,7 @@ def run(config: GrpoConfig) -> int:
         )
     prompt, why = choose_prompt(config.data.prompt or None, prompt_of(config.model), tokenizer)
     sharding = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
-    goes_on = open_workdir(
+    resumes = open_workdir(
         workdir, config, may_change=MAY_CHANGE, made_again=(SIDECAR_FILES, REJECTS, "validation")
     )
     prompts = read_prompts(config, tokenizer, prompt)
@@ -69,7 +67,9 @@ def run(config: GrpoConfig) -> int:
     lora = lora_of(config)
     write_model_sidecar_files(config, model, prompt, lora)
     dtype = dtype_of(config)
-    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, sharding, "validation")
+    verdicts = verdict_check(
+        config, model, tokenizer, prompt, stop_ids, sharding, dtype, "validation"
+    )
     describe(config, model, prompts, steps, prompt, why, dtype)
     params, rest = starting_point(config, model, sharding, lora, dtype)
     grpo = Grpo(
@@ -86,8 +86,7 @@ def run(config: GrpoConfig) -> int:
         reward=reward,
         verdicts=verdicts,
     )
-    title = f"{workdir.name}: reinforcement learning"
-    return train(config, grpo, goes_on, partial(draw_grpo_curves, title=title))
+    return train(grpo, resumes=resumes)
 
 
 def read_prompts(config: GrpoConfig, tokenizer: Any, prompt: JudgePrompt) -> PromptSet:
@@ -146,15 +145,13 @@ def reference_weights(
         return None
     if lora and not config.reference.model:
         return merge(rest)
-    with reading(model) as read:
-        return first_params(
-            config.reference.model or config.model,
-            model,
-            sharding,
-            dtype=config.reference.dtype or dtype,
-            seed=config.seed,
-            on_read=read.advance,
-        )
+    return first_params(
+        config.reference.model or config.model,
+        model,
+        sharding,
+        dtype=config.reference.dtype or dtype,
+        seed=config.seed,
+    )
 
 
 def describe(

@@ -1,7 +1,6 @@
-"""`--stage=sft`: fine-tune on traces, in a directory from which the run can go on."""
+"""`--stage=sft`: fine-tune on traces, in a directory from which the run can be resumed."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,21 @@ from rmr1_jax.models.checkpoint import SIDECAR_FILES, load_config, load_tokenize
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.presets import toy_model
 from rmr1_jax.models.weight_map import count_parameters
-from rmr1_jax.training.curves import draw_curves
-from rmr1_jax.training.loop import MAY_CHANGE
+from rmr1_jax.training.loop import MAY_CHANGE, train
 from rmr1_jax.training.sft_trainer import ROWS, Material, Sft, make_material
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 from rmr1_jax.training.training_run import (
     dtype_of,
     lora_of,
     starting_point,
-    train,
-    verdict_check,
     write_model_sidecar_files,
 )
+from rmr1_jax.training.validation import verdict_check
 
 # What a run makes from its options before the first step.
 TRACES, VALIDATION = "traces.json", "validation_traces.json"
 MADE_AGAIN = (SIDECAR_FILES, ROWS, TRACES, VALIDATION)
-FAR = 0.15  # it is said when the traces a step differ from batch_size by more
+FAR = 0.15  # a note says so where the traces of a step differ from batch_size by more
 
 
 def run(config: SftConfig) -> int:
@@ -47,7 +44,7 @@ def run(config: SftConfig) -> int:
     workdir = Path(config.workdir)
     base = load_config(config.model) if config.model else toy_model()
     sharding = make_sharding_plan(base, config.mesh, sequence_parallel=config.sequence_parallel)
-    goes_on = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
+    resumes = open_workdir(workdir, config, may_change=MAY_CHANGE, made_again=MADE_AGAIN)
     traces = run_on_primary(lambda: open_traces(config.data.train, workdir / TRACES), about=workdir)
     prompt = load_prompt(config.data.prompt) if config.data.prompt else traces.prompt
     model = replace(base, prompt=prompt.style if prompt.is_built_in else "")
@@ -63,7 +60,7 @@ def run(config: SftConfig) -> int:
         other = tokenise(config, held_out, tokenizer, prompt, "validation traces")
     material = make_material(config, cache, other, sharding)
     dtype = dtype_of(config)
-    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, sharding, "samples")
+    verdicts = verdict_check(config, model, tokenizer, prompt, stop_ids, sharding, dtype, "samples")
     describe(config, model, material, traces, prompt, dtype)
     params, rest = starting_point(config, model, sharding, lora, dtype)
     sft = Sft(
@@ -76,8 +73,7 @@ def run(config: SftConfig) -> int:
         dtype=dtype,
         verdicts=verdicts,
     )
-    title = f"{workdir.name}: supervised fine-tuning"
-    return train(config, sft, goes_on, partial(draw_curves, title=title))
+    return train(sft, resumes=resumes)
 
 
 def tokenise(

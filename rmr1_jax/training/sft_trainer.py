@@ -1,11 +1,11 @@
 """Stage 1 put together: packed batches of traces in, a model that writes such traces out."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,19 +21,18 @@ from rmr1_jax.models.lora import combine
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.training.flops import peak_flops, training_flops
-from rmr1_jax.training.learner import make_learner
-from rmr1_jax.training.loop import Job, Numbers, Outcome, name_some, train
-from rmr1_jax.training.metrics import MetricsLog
+from rmr1_jax.training.loop import TrainingRun
+from rmr1_jax.training.metrics import Numbers
 from rmr1_jax.training.nll import sft_objective
-from rmr1_jax.training.optimizer import learning_rate, make_optimizer
-from rmr1_jax.training.run_checkpoints import RunCheckpoints
 from rmr1_jax.training.sharding_plan import ShardingPlan
 from rmr1_jax.training.step import (
     Metrics,
     TrainState,
     evaluation_step,
+    learning_rate,
+    make_learner,
+    make_optimizer,
 )
-from rmr1_jax.training.training_progress import TrainingProgress
 from rmr1_jax.training.validation import VerdictCheck, loss_numbers, validation_loss
 
 ROWS = "rows.json"
@@ -57,8 +56,8 @@ def make_material(
 ) -> Material:
     """Plan all rows of a run, and of its validation.
 
-    The shape of a step is chosen once and kept in the workdir, so that a run can go on with other
-    devices: they must divide its rows. Raises UserError.
+    The shape of a step is chosen once and kept in the workdir, so that a run can be resumed on
+    other devices: they must divide its rows. Raises UserError.
     """
     held_out = np.empty(0, np.int64)
     if validation_cache is None and config.data.held_out:
@@ -129,8 +128,8 @@ def _shape(config: SftConfig, lengths: np.ndarray, sharding: ShardingPlan) -> Ro
     return shape
 
 
-class Sft:
-    """A run of stage 1, ready to start or to go on.
+class Sft(TrainingRun):
+    """A run of stage 1, ready to start or to be resumed.
 
     Args:
       config: checked.
@@ -139,9 +138,11 @@ class Sft:
       sharding: where everything lies.
       params: what is trained, placed: all weights to start from, or new adapters.
       base: the weights that are not trained, where there are adapters.
-      total_steps: of the whole run; the schedule ends there.
       verdicts: judges pairs at each validation; None where there are none.
     """
+
+    config: SftConfig
+    fetches = True
 
     def __init__(
         self,
@@ -158,12 +159,13 @@ class Sft:
         self.config, self.model, self.material = config, model, material
         self.sharding, self.verdicts = sharding, verdicts
         self.steps = min(material.train.steps, config.max_steps or material.train.steps)
-        optimizer = make_optimizer(config.optimizer, self.steps)
         self._schedule = learning_rate(config.optimizer, self.steps)
         objective = sft_objective(config, sharding)
         self._base = base
-        learner = make_learner(model, objective, optimizer, params, sharding, dtype)
-        self.state, self._like, self._step = learner.start(params), learner.like, learner.update
+        learner = make_learner(
+            model, objective, make_optimizer(config.optimizer, self.steps), params, sharding, dtype
+        )
+        self.state, self.like, self._update = learner.start(params), learner.like, learner.update
         self._evaluate = jax.jit(
             partial(evaluation_step, config=model, objective=objective, dtype=dtype),
             out_shardings=sharding.replicated,
@@ -174,9 +176,7 @@ class Sft:
             if material.held_out
             else None
         )
-        self._job: Job | None = None
-        self._lengths = material.cache.lengths
-        self._loss_lengths = material.cache.loss_lengths
+        self.validates = bool(self._validation or verdicts)
 
     def _make_batches(self, planned: Plan, cache: TokenCache) -> Batches:
         part, parts = self.sharding.rows_here
@@ -188,66 +188,44 @@ class Sft:
             process_count=parts,
         )
 
-    def resume(self, checkpoints: RunCheckpoints) -> int:
-        """Take up the latest checkpoint, if there is one. Returns the steps that were taken."""
-        restored = checkpoints.restore(self._like)
-        if restored is not None:
-            self.state, position = restored
-            self._batches.set_state(position)
-        return int(self.state.step)
+    def fetch(self) -> Batch:
+        batch: Batch = self.sharding.put_batch(next(self._batches))
+        return batch
 
-    def train(
-        self, checkpoints: RunCheckpoints, log: MetricsLog | None, progress: TrainingProgress
-    ) -> Outcome:
-        """Train to the end; see `loop.train`."""
-        config = self.config
-        self._job = Job(
-            steps=self.steps,
-            step=lambda state, batch: self._step(state, batch, self._base),
-            fetch=lambda: self.sharding.put_batch(next(self._batches)),
-            report=self._report,
-            name_batch=self._name_batch,
-            validate=self.validate if self._validation or self.verdicts else None,
-            validate_every=config.validation.every,
-            save_every=config.checkpoint.every,
-            log_every=config.log_every,
-            max_nonfinite_steps=config.max_nonfinite_steps,
-        )
-        state, self.state = self.state, cast(TrainState, None)  # it will be donated
-        try:
-            outcome = train(self._job, state, self._batches, checkpoints, log, progress)
-        finally:
-            self._batches.close()
-        self.state = outcome.state
-        return outcome
+    def get_state(self) -> Mapping[str, Any]:
+        return self._batches.get_state()
+
+    def set_state(self, position: Mapping[str, Any]) -> None:
+        self._batches.set_state(dict(position))
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def take_step(self, state: TrainState, batch: Any = None) -> tuple[TrainState, Metrics]:
+        new: tuple[TrainState, Metrics] = self._update(state, batch, self._base)
+        return new
 
     def validate(self, step: int, state: TrainState) -> Numbers:
         """The loss on held-out traces, and the verdicts on held-out pairs."""
-        assert self._job is not None
         numbers: Numbers = {}
         if self._validation is not None:
-            evaluate: Callable[[Params, Batch], Any] = lambda params, batch: self._evaluate(  # noqa: E731
-                params, batch, self._base
-            )
+            evaluate = lambda params, batch: self._evaluate(params, batch, self._base)  # noqa: E731
             numbers |= validation_loss(evaluate, state.params, self._validation_batches())
         if self.verdicts is not None:
-            numbers |= self.verdicts(
-                step,
-                combine(state.params, self._base),
-                after_chunk=self._job.give_up_if_asked,
-            )
+            weights = combine(state.params, self._base)
+            numbers |= self.verdicts(step, weights, after_chunk=self.give_up_if_asked)
         return numbers
 
     def _validation_batches(self) -> Iterator[Batch]:
         """On the devices: each weighs what the rows of all processes hold."""
-        assert self._job is not None and self._validation is not None
+        assert self._validation is not None
         for i in range(len(self._validation)):
-            self._job.give_up_if_asked()
+            self.give_up_if_asked()
             yield self.sharding.put_batch(self._validation[i])
 
-    def _report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
-        sequences = self.material.train.sequences_of(step - 1)
-        lengths, learnt = self._lengths[sequences], int(self._loss_lengths[sequences].sum())
+    def report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
+        cache, sequences = self.material.cache, self.material.train.sequences_of(step - 1)
+        lengths, learnt = cache.lengths[sequences], int(cache.loss_lengths[sequences].sum())
         flops = training_flops(self.model, lengths, learnt, adapters_only=bool(self._base))
         tokens = int(lengths.sum())
         return {
@@ -263,5 +241,5 @@ class Sft:
             "mfu": flops / seconds / (peak_flops() * jax.device_count()),
         }
 
-    def _name_batch(self, step: int) -> str:
-        return name_some(self._batches.steps.ids_of(step - 1))
+    def batch_ids(self, step: int) -> list[str]:
+        return self._batches.steps.ids_of(step - 1)

@@ -1,21 +1,23 @@
-"""Where a run's arrays lie: the mesh, the shardings of its state and batches, its first weights."""
+"""Where a run's arrays lie: the mesh, the shardings of batches and weights, and the way of the
+weights from training to decoding (design decision 6)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from rmr1_jax.config.mesh_config import parse_mesh
 from rmr1_jax.distributed.hosts import part_here, to_devices
 from rmr1_jax.distributed.mesh import check_mesh, make_mesh
 from rmr1_jax.distributed.sharding_rules import (
+    DECODING_RULES,
     TRAINING_RULES,
     Rules,
     axis_sizes,
@@ -23,22 +25,12 @@ from rmr1_jax.distributed.sharding_rules import (
     partition_spec,
     shardings,
 )
-from rmr1_jax.models.checkpoint import load_model
-from rmr1_jax.models.lora import Lora, combine, random_adapters, split_trainable
-from rmr1_jax.models.lora import logical_axes as lora_axes
+from rmr1_jax.models.lora import merge
 from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.transformer import (
-    Params,
-    logical_axes,
-    parameter_shapes,
-    random_params,
-)
+from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.ops.flash_attention import Split, flash_attention, on_chip_memory
 from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
-from rmr1_jax.training.optimizer import wide
-from rmr1_jax.training.step import TrainState
-
-Tree = Any
+from rmr1_jax.sampling.decode_loop import unstack_layers
 
 
 @dataclass(frozen=True)
@@ -136,62 +128,36 @@ def make_sharding_plan(
     return ShardingPlan(device_mesh, parameters, activations)
 
 
-def first_params(
-    model: str | Path | None,
-    config: ModelConfig,
-    sharding: ShardingPlan,
-    *,
-    dtype: str,
-    seed: int,
-    on_read: Callable[[int], None] = lambda size: None,
-) -> Params:
-    """The weights of a checkpoint, or random ones, in `dtype`, each device holding its part."""
-    placed = sharding.of(logical_axes(config))
-    if model:
-        return load_model(model, dtype=dtype, shardings=placed, on_read=on_read)[1]
-    make = jax.jit(
-        partial(random_params, config, seed, param_dtype=np.dtype(dtype)), out_shardings=placed
+def make_reshard(config: ModelConfig, sharding: ShardingPlan, dtype: DTypeLike) -> Any:
+    """One compiled program, params -> params: a run's weights, as the engine wants them.
+
+    Adapters are merged in, weights cast to `dtype`, split over `tensor` alone, layers taken apart.
+    """
+    return jax.jit(
+        partial(_decoding_weights, config, dtype),
+        out_shardings=decoding_shardings(config, sharding),
     )
-    return make()
 
 
-def with_adapters(
-    config: ModelConfig,
-    params: Params,
-    sharding: ShardingPlan,
-    lora: Lora,
-    *,
-    dtype: str,
-    seed: int,
-) -> tuple[Params, Params]:
-    """New adapters to train, and the rest: the model's weights with the adapters' scales."""
-    placed = sharding.of(lora_axes(config, lora))
-    adapters_placed, _ = split_trainable(placed)
-    make = partial(random_adapters, config, lora, seed, np.dtype(dtype))
-    adapters, scales = split_trainable(jax.jit(make)())
-    scales = jax.device_put(scales, sharding.replicated)
-    return jax.device_put(adapters, adapters_placed), combine(params, scales)
+def decoding_mesh(sharding: ShardingPlan) -> Mesh | None:
+    """The mesh for an engine; None where there is but one device."""
+    return None if sharding.mesh.size == 1 else sharding.mesh
 
 
-def state_shardings(
-    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, rest: Any
-) -> TrainState:
-    """A `TrainState` of shardings: moments lie with their parameters, `rest` is for counters."""
-    moments = jax.eval_shape(lambda p: optimizer.init(wide(p)), params)
-    placed = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        moments,
-        param_shardings,
-        transform_non_params=lambda _: rest,
+def _decoding_weights(config: ModelConfig, dtype: DTypeLike, params: Params) -> Params:
+    # Cast and taken apart where they are, so that only what decoding needs crosses the devices.
+    return unstack_layers(config, merge(params), jnp.dtype(dtype))
+
+
+def decoding_shardings(config: ModelConfig, sharding: ShardingPlan) -> Any:
+    """Where the engine's weights lie: a tree like them, or one sharding for all."""
+    if decoding_mesh(sharding) is None:
+        # Committed to a device, not to a mesh of one: as is what an engine without a mesh returns.
+        return SingleDeviceSharding(sharding.mesh.devices.flat[0])
+    axes = logical_axes(config)
+    layer = jax.tree.map(
+        lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple)
     )
-    return TrainState(rest, param_shardings, placed, rest, rest)
-
-
-def shapes_of(state: Any, placed: Any) -> Any:
-    """`jax.ShapeDtypeStruct` leaves with shardings: what a restored state must be like."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        placed,
-    )
+    rules = even_rules(DECODING_RULES, {"vocab": config.vocab_size}, sharding.mesh.shape)
+    placed = shardings({**axes, "layers": layer}, sharding.mesh, rules)
+    return {**placed, "layers": (placed["layers"],) * config.num_layers}

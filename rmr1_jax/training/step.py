@@ -1,10 +1,13 @@
-"""One training step: gradients accumulated over micro-batches, clipped, applied; one program.
+"""One training step: gradients accumulated over micro-batches, clipped, applied by AdamW; one
+program, whose state lies with the parameters.
 
 Nothing here knows the objective: it is a function of a model and a micro-batch that returns its
-share of the step's loss and sums to report (`nll.nll`, `grpo.grpo`).
+share of the step's loss and sums to report (`nll.nll`, `loss.grpo`).
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,10 +16,11 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from rmr1_jax.config import OptimizerConfig
 from rmr1_jax.models.lora import combine
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, Transformer, with_params
-from rmr1_jax.training.optimizer import apply_gradients, wide
+from rmr1_jax.training.sharding_plan import ShardingPlan
 
 Tree = Any
 
@@ -171,3 +175,111 @@ def _zero_sums(sums: Callable[[Any], Any], batch: Any) -> Any:
 
 def cast(tree: Mapping[str, Any], dtype: DTypeLike) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), dict(tree))
+
+
+class Learner(NamedTuple):
+    """The compiled programs of a run's updates."""
+
+    start: Any
+    """Compiled: params -> state."""
+    like: TrainState
+    """Shapes, types and shardings of the state, as a checkpoint is restored to."""
+    update: Any
+    """Compiled: (state, batch, weights that are not trained) -> (state, metrics). The state is
+    donated."""
+
+
+def make_learner(
+    model: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    sharding: ShardingPlan,
+    dtype: DTypeLike,
+) -> Learner:
+    """Moments and gradients lie with `params`: arrays, or shapes with shardings."""
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    where = state_shardings(params, placed, optimizer, sharding.replicated)
+    start = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)
+    update = jax.jit(
+        partial(
+            train_step,
+            config=model,
+            objective=objective,
+            optimizer=optimizer,
+            dtype=dtype,
+            place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
+        ),
+        donate_argnums=0,
+        out_shardings=(where, sharding.replicated),
+        compiler_options=sharding.compiler_options,
+    )
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(start, params),
+        where,
+    )
+    return Learner(start, like, update)
+
+
+def state_shardings(
+    params: Any, param_shardings: Any, optimizer: optax.GradientTransformation, rest: Any
+) -> TrainState:
+    """A `TrainState` of shardings: moments lie with their parameters, `rest` is for counters."""
+    moments = jax.eval_shape(lambda p: optimizer.init(wide(p)), params)
+    placed = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        moments,
+        param_shardings,
+        transform_non_params=lambda _: rest,
+    )
+    return TrainState(rest, param_shardings, placed, rest, rest)
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 over the warm-up, then a half cosine to a share of the peak at `steps`.
+
+    Source: spec §3 (OpenRLHF's `cosine_with_min_lr`).
+    """
+    warmup = config.warmup if config.warmup >= 1 else math.ceil(config.warmup * steps)
+    # Optax wants at least one step of decay after the warm-up.
+    warmup = min(int(warmup), steps - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+        end_value=config.final_lr_ratio * config.learning_rate,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW, as published (spec §3: betas 0.9 and 0.95, norm 1.0).
+
+    Its state is always float32: initialise it with `wide(params)`.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def wide(tree: Tree) -> Tree:
+    """The tree in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, grads: Tree, state: Tree, params: Tree
+) -> tuple[Tree, Tree]:
+    """(new parameters in their own dtype, new optimizer state); computed in float32."""
+    updates, state = optimizer.update(wide(grads), state, wide(params))
+    new = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), params, updates)
+    return new, state

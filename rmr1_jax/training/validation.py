@@ -10,15 +10,17 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from rmr1_jax.config import GrpoConfig, SftConfig
+from rmr1_jax.data import read_preferences
+from rmr1_jax.data.preference_store import ExampleStore
+from rmr1_jax.errors import UserError
 from rmr1_jax.judging import JudgePrompt, Preference
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params
 from rmr1_jax.sampling.judge import Judge, Judgement, SamplingOptions
+from rmr1_jax.training.metrics import Numbers
 from rmr1_jax.training.nll import Sums
-from rmr1_jax.training.resharding import decoding_mesh, make_reshard
-from rmr1_jax.training.sharding_plan import ShardingPlan
-
-Numbers = dict[str, float | int | None]
+from rmr1_jax.training.sharding_plan import ShardingPlan, decoding_mesh, make_reshard
 
 
 def loss_numbers(sums: Sums, prefix: str = "") -> Numbers:
@@ -53,27 +55,29 @@ def validation_loss(
 
 @dataclass
 class VerdictCheck:
-    """Judges pairs through the engine, each in both orders, with the weights of the moment.
+    """Judges labelled pairs through the engine, each in both orders, with the current weights.
 
     Args:
-      config, tokenizer, prompt, stop_ids: of the judge.
+      model, tokenizer, prompt, stop_ids: of the judge.
       pairs: labelled.
       sharding: of the run; the weights are resharded for decoding in one compiled program.
+      sampling: how traces are sampled.
+      samples_dir: where the traces of each validation are written.
     """
 
-    config: ModelConfig
+    model: ModelConfig
     tokenizer: Any
     prompt: JudgePrompt
     stop_ids: Sequence[int]
     pairs: Sequence[Preference]
     sharding: ShardingPlan
     dtype: DTypeLike
-    max_new_tokens: int
-    samples_dir: Path | None = None
+    sampling: SamplingOptions
+    samples_dir: Path
 
     def __post_init__(self) -> None:
         self._judge: Judge | None = None
-        self._reshard = make_reshard(self.config, self.sharding, self.dtype)
+        self._reshard = make_reshard(self.model, self.sharding, self.dtype)
 
     def __call__(self, step: int, params: Params, after_chunk: Callable[[], None]) -> Numbers:
         """The share of right verdicts over all, in each order, and of pairs judged consistently.
@@ -83,7 +87,7 @@ class VerdictCheck:
         weights = self._reshard(params)
         if self._judge is None:
             self._judge = Judge(
-                self.config,
+                self.model,
                 weights,
                 self.tokenizer,
                 self.prompt,
@@ -94,9 +98,8 @@ class VerdictCheck:
         else:
             self._judge.replace_weights(weights)
         both = [order for pair in self.pairs for order in (pair, pair.swapped())]
-        options = SamplingOptions(max_new_tokens=self.max_new_tokens)
         judged: list[Judgement | None] = [None] * len(both)
-        judge = self._judge.judge(both, options, on_progress=lambda _: after_chunk())
+        judge = self._judge.judge(both, self.sampling, on_progress=lambda _: after_chunk())
         for position, [judgement] in judge:
             judged[position] = judgement
         self._judge.replace_weights({})  # held until the next check, they would only take memory
@@ -105,8 +108,11 @@ class VerdictCheck:
             for pair, judgement in zip(both, judged, strict=True)
             if judgement is not None
         ]
-        if self.samples_dir is not None and jax.process_index() == 0:
-            write_records(self.samples_dir / f"step_{step:06d}.jsonl", records)
+        if jax.process_index() == 0:
+            self.samples_dir.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+            file = self.samples_dir / f"step_{step:06d}.jsonl"
+            file.write_text("".join(lines), encoding="utf-8")
         return verdict_numbers(records)
 
 
@@ -139,8 +145,49 @@ def verdict_numbers(records: Sequence[Mapping[str, Any]]) -> Numbers:
     }
 
 
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def verdict_check(
+    config: SftConfig | GrpoConfig,
+    model: ModelConfig,
+    tokenizer: Any,
+    prompt: JudgePrompt,
+    stop_ids: Sequence[int],
+    sharding: ShardingPlan,
+    dtype: DTypeLike,
+    folder: str,
+) -> VerdictCheck | None:
+    """What judges the validation pairs, if there are any; its traces go to `folder` of the run.
+
+    Raises UserError.
+    """
+    pairs = validation_pairs(config)
+    if not pairs:
+        return None
+    sampling = SamplingOptions(max_new_tokens=config.validation.max_new_tokens)
+    samples_dir = Path(config.workdir) / folder
+    return VerdictCheck(
+        model, tokenizer, prompt, stop_ids, pairs, sharding, dtype, sampling, samples_dir
+    )
+
+
+def validation_pairs(config: SftConfig | GrpoConfig) -> list[Preference]:
+    """Labelled pairs that the model is asked to judge. Raises UserError."""
+    path, number = config.validation.judge, config.validation.pairs
+    if not path or not number or not config.validation.every:
+        return []
+    if Path(path).is_dir():
+        split = ExampleStore(path).split("validation")
+        some = (split[index].preference for index in range(min(len(split), number)))
+        pairs = [pair for pair in some if pair is not None]
+    else:
+        pairs = []
+        for pair in read_preferences(path, rejects=lambda *about: None):
+            if pair.label is not None:
+                pairs.append(pair)
+            if len(pairs) == number:
+                break
+    if not pairs:
+        raise UserError(
+            f"--validation.judge={path} holds no labelled pair (rendered prompts cannot be shown "
+            "in both orders); name a prepared directory or a file of labelled pairs"
+        )
+    return pairs

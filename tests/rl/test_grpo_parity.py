@@ -21,8 +21,7 @@ from rmr1_jax.models.transformer import Params
 from rmr1_jax.rl.advantage import Reduction
 from rmr1_jax.rl.batch import Group
 from rmr1_jax.rl.loss import Settings, grpo, token_logprobs
-from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.step import batch_logprobs, initial_state, train_step
+from rmr1_jax.training.step import batch_logprobs, initial_state, make_optimizer, train_step
 from tests.rl.grpo_jobs import POOL, Job, PerToken, keeping_gradients, random_groups
 
 # With the usual epsilon, AdamW turns a gradient that is nothing but rounding into a whole step.

@@ -14,8 +14,7 @@ from rmr1_jax.models.transformer import parameter_shapes
 from rmr1_jax.ops import cross_entropy, packed_attention
 from rmr1_jax.rl.batch import Group, pack_groups, pack_length_for, packed_work
 from rmr1_jax.rl.loss import Settings, grpo
-from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.step import initial_state, train_step
+from rmr1_jax.training.step import initial_state, make_optimizer, train_step
 
 # The dimensions of Qwen2.5-7B, but for one layer: the layers all cost the same.
 MODEL = ModelConfig.from_hf(

@@ -12,7 +12,15 @@ from jaxtyping import Array
 from rmr1_jax.data.packed_batch import GroupBatch
 from rmr1_jax.models.transformer import Transformer
 from rmr1_jax.rl.batch import Group, pack_groups
-from rmr1_jax.rl.loss import Settings, Sums, grpo, low_variance_kl, token_logprobs
+from rmr1_jax.rl.loss import (
+    Settings,
+    Sums,
+    grpo,
+    low_variance_kl,
+    over_updates,
+    token_logprobs,
+)
+from rmr1_jax.training.step import Metrics
 
 VOCAB = 11
 
@@ -242,3 +250,14 @@ def test_sums_add_up_and_the_highest_stays_the_highest() -> None:
     highest = one._fields.index("mismatch_highest")
     for index, value in enumerate(total):
         assert float(value) == (2 if index == highest else 3) * index
+
+
+def update(bad_steps: int) -> Metrics:
+    bad = jnp.int32(bad_steps)
+    return Metrics(Sums.zero(), jnp.float32(1), bad == 0, bad, jnp.int32(0))
+
+
+def test_a_good_update_does_not_hide_the_bad_ones_before_it() -> None:
+    step = over_updates([update(bad_steps) for bad_steps in (1, 2, 3, 0, 1, 0)])
+    assert not step.finite
+    assert int(step.bad_steps) == 3

@@ -27,8 +27,7 @@ from rmr1_jax.models.transformer import Params, logical_axes, random_params, wit
 from rmr1_jax.ops.cross_entropy import target_logprobs
 from rmr1_jax.rl.rollout import Rollout
 from rmr1_jax.sampling.scheduler import Sample
-from rmr1_jax.training.resharding import make_reshard
-from rmr1_jax.training.sharding_plan import ShardingPlan
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_reshard
 from tests.processes import run_processes
 from tests.sampling.conftest import CONFIG as LONG_CONFIG
 from tests.sampling.conftest import VOCAB
@@ -275,6 +274,7 @@ def test_adapters_are_merged_in(on_one_device: Rollout) -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.devices8
 def test_weights_cross_the_devices_in_the_dtype_of_decoding() -> None:
     sharding = placement_on((2, 2, 2))
     # float16, since XLA gathers bfloat16 on a CPU as float32.

@@ -39,8 +39,9 @@ from rmr1_jax.rl.trainer import Grpo, steps_of
 from rmr1_jax.sampling.scheduler import Sample
 from rmr1_jax.toy_task import toy_tokenizer
 from rmr1_jax.training.run_checkpoints import RunCheckpoints
-from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan, with_adapters
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
 from rmr1_jax.training.step import Metrics
+from rmr1_jax.training.training_run import with_adapters
 
 TOKENIZER = toy_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -185,7 +186,7 @@ class Step:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        return dict(self.run._report(1, self.metrics, 1.0))
+        return dict(self.run.report(1, self.metrics, 1.0))
 
 
 def answers(*sides: str) -> Script:

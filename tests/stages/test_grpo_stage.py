@@ -38,7 +38,7 @@ def run(
     alone: None,
     compiled_once: None,
 ) -> Path:
-    """Two steps of two updates each, on eight devices."""
+    """Two steps of two updates each."""
     workdir = tmp_path_factory.mktemp("grpo") / "run"
     assert grpo(workdir, tiny_model, tiny_pairs) == 0
     return workdir
@@ -187,38 +187,33 @@ class TestOptions:
         assert (record["reward"], record["zero_signal"], record["format"]) == (-1.0, 1.0, 0.0)
         assert record["policy_loss"] == 0.0 and record["gradient_norm"] < 1e-6
 
-    def test_without_kl_no_reference_is_held(
-        self, metrics: Any, monkeypatch: pytest.MonkeyPatch
+    def test_without_kl_no_reference_is_held_and_rewards_can_be_shaped(
+        self, metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """The reward function lies in the current directory."""
+        (tmp_path / "brevity.py").write_text("def brief(sampled):\n    return -sampled.tokens\n")
+        monkeypatch.chdir(tmp_path)
         held = spy_on_grpo(monkeypatch)
-        record = metrics("--objective.kl=0")
+        record = metrics(
+            "--objective.kl=0",
+            "--reward.function=brevity:brief",
+            "--reward.truncated=shape",
+            f"--reward.buffer={LONGEST}",
+        )
         assert held["reference"] is None
         assert record["kl"] == 0.0 and record["gradient_norm"] > 0
+        # Shaping takes up to 1 from a trace, evenly over the whole of its length.
+        assert record["reward"] == pytest.approx(-record["response_tokens"] * (1 + 1 / LONGEST))
 
-    def test_one_update_a_step_needs_no_old_log_probabilities(self, metrics: Any) -> None:
-        record = metrics("--mini_batch=4")
+    def test_one_update_a_step_needs_no_old_log_probabilities(
+        self, metrics: Any, run: Path
+    ) -> None:
+        """The reference is another model than training starts from."""
+        record = metrics("--mini_batch=4", f"--reference.model={run}")
         assert record["ratio"] == 1.0
         assert record["clipped_low"] == record["clipped_high"] == 0.0
         assert 0 < record["mismatch_max"] < 1e-4
-
-    def test_a_reward_function_in_the_current_directory(
-        self, metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "brevity.py").write_text("def brief(sampled):\n    return -sampled.tokens\n")
-        monkeypatch.chdir(tmp_path)
-        record = metrics("--reward.function=brevity:brief")
-        assert record["reward"] == -record["response_tokens"]
-
-    def test_traces_close_to_the_limit_can_be_worth_less(self, metrics: Any) -> None:
-        record = metrics(
-            "--reward.truncated=shape", f"--reward.buffer={LONGEST}",
-            "--reward.function=tests.stages.tiny_grpo:nothing",
-        )  # fmt: skip
-        assert record["reward"] == pytest.approx(-record["response_tokens"] / LONGEST)
-
-    def test_a_reference_of_its_own(self, metrics: Any, run: Path) -> None:
-        record = metrics(f"--reference.model={run}", "--mini_batch=4")
-        assert record["kl"] > 1e-6  # the model that training starts from is another
+        assert record["kl"] > 1e-6
 
     def test_dynamic_sampling_replaces_groups_that_teach_nothing(self, metrics: Any) -> None:
         record = metrics(

@@ -92,6 +92,7 @@ def test_leave_a_checkpoint_that_one_process_reads(alone: Path, together: Path) 
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.nightly
 def test_resume_exactly_after_one_is_killed(folder: Path, together: Path) -> None:
     """In the third rollout: then the first checkpoint is whole, and the second perhaps."""
     ended = start(folder, "killed", 2, script=meets_signal(SIGKILL, 1, call=3, of=SAMPLE))

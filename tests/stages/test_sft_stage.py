@@ -109,6 +109,22 @@ class TestARun:
         assert "going on after step 8 of 8" in capsys.readouterr().err
         assert (unbroken / "metrics.jsonl").read_bytes() == before
 
+    def test_whose_curves_cannot_be_drawn_ends_with_a_warning(
+        self,
+        unbroken: Path,
+        traces: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(workdir: Path) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr("rmr1_jax.training.loop.draw_curves", fail)
+        assert sft(unbroken, traces) == 0
+        said = capsys.readouterr().err
+        assert "no curves were drawn (OSError: no space left on device)" in said
+        assert "done: 8 steps" in said
+
     def test_can_be_judged_with_and_exported(self, unbroken: Path, tmp_path: Path) -> None:
         assert main(["--stage=convert", f"--input={unbroken}", f"--output={tmp_path / 'hf'}",
                      "--to=huggingface"]) == 0  # fmt: skip
@@ -191,19 +207,24 @@ class TestGoingOn:
         assert kills >= 2
         assert losses(tmp_path / "killed") == expected
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_after_a_signal_starts_where_it_stopped(
-        self, number: int, traces: Path, tmp_path: Path
+        self,
+        number: int,
+        unbroken: Path,
+        traces: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        run = start(tmp_path / "run", traces, "--checkpoint.every=1000", "--max_steps=200")
-        assert not wait_until(run, tmp_path / "run", 3, 0.0)
-        run.send_signal(number)
-        _, said = run.communicate()
-        assert run.returncode == 128 + number, said
-        done = len(losses(tmp_path / "run"))
-        assert f"after step {done} of" in said and "the same command goes on" in said
-        assert (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
+        run = tmp_path / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sft, "take_step", signalled_in_third(Sft.take_step, number))
+            assert sft(run, traces, "--checkpoint.every=1000") == 128 + number
+        assert "after step 3 of 8, saved; the same command goes on" in capsys.readouterr().err
+        assert (run / "checkpoints" / "3").is_dir()
+        assert losses(run) == losses(unbroken)[:3]
+        assert sft(run, traces, "--checkpoint.every=1000") == 0
+        assert losses(run) == losses(unbroken)
 
     def test_from_a_damaged_checkpoint_takes_the_one_before(
         self,
@@ -222,6 +243,20 @@ class TestGoingOn:
         assert "checkpoints/8 is damaged" in said and "going on after step 6" in said
         assert losses(workdir) == losses(unbroken)
         assert (workdir / "checkpoints" / "8.damaged").is_dir()
+
+
+def signalled_in_third(take_step: Any, number: int) -> Any:
+    """A step that sends this process a signal when it is taken for the third time."""
+    taken = 0
+
+    def signalled(*given: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 3:
+            os.kill(os.getpid(), number)
+        return take_step(*given)
+
+    return signalled
 
 
 def start(workdir: Path, traces: Path, *more: str) -> "subprocess.Popen[str]":

@@ -26,21 +26,14 @@ import jax
 from rmr1_jax.main import main
 from rmr1_jax.training.sft_trainer import Sft
 
-train = Sft.train
+take_step = Sft.take_step
 
-def train_and_fall(sft, *given):
-    take, taken = sft._step, [int(sft.state.step)]
+def take_or_fall(sft, state, batch):
+    if int(state.step) + 1 == {step} and jax.process_index() == {index}:
+        os.kill(os.getpid(), {number:d})
+    return take_step(sft, state, batch)
 
-    def step(*given):
-        taken[0] += 1
-        if taken[0] == {step} and jax.process_index() == {index}:
-            os.kill(os.getpid(), {number:d})
-        return take(*given)
-
-    sft._step = step
-    return train(sft, *given)
-
-Sft.train = train_and_fall
+Sft.take_step = take_or_fall
 sys.exit(main(sys.argv[1:]))
 """
 

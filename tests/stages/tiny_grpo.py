@@ -54,9 +54,9 @@ def even_text_for_some(sampled: Sampled) -> float:
     return 1.0 if sum(map(ord, sampled.id)) % 2 else even_text(sampled)
 
 
-def nothing(sampled: Sampled) -> float:
-    """A reward that leaves all to the shaping by length."""
-    return 0.0
+def even_text_but_for_one(sampled: Sampled) -> float:
+    """The same, and nothing to learn from one of the prompts that `write_pairs` writes."""
+    return 1.0 if sampled.id.endswith("-0") else even_text(sampled)
 
 
 def write_model(directory: Path, **changes: Any) -> Path:

@@ -1,23 +1,15 @@
 """Pictures of runs: what is on them, read from the axes that were saved."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from rmr1_jax.io.run_directory import METRICS
-from rmr1_jax.training import curves
-from rmr1_jax.training.curves import (
-    CURVES,
-    draw_curves,
-    draw_grpo_curves,
-    draw_stages,
-    elapsed,
-    running_mean,
-)
+from rmr1_jax.training.curves import CURVES, draw_curves, draw_stages, elapsed, running_mean
 
 PNG = b"\x89PNG\r\n"
 
@@ -26,15 +18,13 @@ PNG = b"\x89PNG\r\n"
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of the last picture."""
     kept: list[Any] = []
-    picture = curves.picture
+    save = Figure.savefig
 
-    @contextmanager
-    def watched(*args: Any, **options: Any) -> Iterator[list[Any]]:
-        with picture(*args, **options) as axes:
-            kept[:] = axes
-            yield axes
+    def watched(figure: Figure, *args: Any, **options: Any) -> None:
+        kept[:] = figure.axes
+        save(figure, *args, **options)
 
-    monkeypatch.setattr(curves, "picture", watched)
+    monkeypatch.setattr(Figure, "savefig", watched)
     return kept
 
 
@@ -63,7 +53,6 @@ def titles(panels: Sequence[Any]) -> list[str]:
 
 def test_a_run_without_a_number_has_no_picture(tmp_path: Path) -> None:
     assert draw_curves(tmp_path, "run") is None
-    assert draw_grpo_curves(tmp_path, "run") is None
     assert draw_stages([("sft", tmp_path)], tmp_path / "stages.png", "run") is None
     assert list(tmp_path.iterdir()) == []
 
@@ -76,7 +65,7 @@ def test_fine_tuning_shows_its_loss_and_its_verdicts(tmp_path: Path, drawn: list
     assert path == run / CURVES and path.read_bytes().startswith(PNG)
     loss, verdicts = drawn
     assert lines(loss)["training"] == [(1, 2.0), (2, 1.0)]
-    assert lines(verdicts)["verdicts right, both orders"] == [(2, 0.5)]
+    assert lines(verdicts)["held out, both orders"] == [(2, 0.5)]
 
 
 def test_reinforcement_learning_shows_what_was_measured_while_training_and_held_out(
@@ -95,7 +84,7 @@ def test_reinforcement_learning_shows_what_was_measured_while_training_and_held_
         record |= {"seconds": 3.0, "seconds_rollout": 2.0, "seconds_update": 1.0}
         records.append(record)
     records[-1] |= validation(0.9, 0.85)
-    path = draw_grpo_curves(written(tmp_path / "run", records), "run")
+    path = draw_curves(written(tmp_path / "run", records), "run")
     assert path is not None and path.read_bytes().startswith(PNG)
     shown = dict(zip(titles(drawn), drawn, strict=True))
     assert list(shown) == [
@@ -120,8 +109,8 @@ def test_reinforcement_learning_shows_what_was_measured_while_training_and_held_
 
 
 def test_many_steps_are_shown_by_their_running_mean(tmp_path: Path, drawn: list[Any]) -> None:
-    records = [{"step": step, "kl": float(step % 2)} for step in range(1, 101)]
-    draw_grpo_curves(written(tmp_path / "run", records), "run")
+    records = [{"step": step, "reward": float(step % 2)} for step in range(1, 101)]
+    draw_curves(written(tmp_path / "run", records), "run")
     raw, mean = drawn[0].lines
     assert set(raw.get_ydata()) == {0.0, 1.0}
     assert all(0.3 < value < 0.7 for value in mean.get_ydata())
@@ -150,7 +139,7 @@ def test_stages_follow_each_other_on_one_clock(tmp_path: Path, drawn: list[Any])
     assert draw_stages([("SFT", sft), ("GRPO", grpo)], out, "one after the other") == out
     assert out.read_bytes().startswith(PNG)
     [axes] = drawn
-    assert lines(axes)["verdicts right, both orders"] == [(0, 0.5), (2, 0.75), (4, 0.98)]
+    assert lines(axes)["held out, both orders"] == [(0, 0.5), (2, 0.75), (4, 0.98)]
     assert lines(axes)["same winner in both orders"] == [(0, 0.1), (2, 0.6), (4, 0.96)]
     texts = {text.get_text() for text in axes.texts}
     assert texts == {"SFT", "GRPO", "50.0%", "75.0%", "98.0%"}

@@ -8,12 +8,13 @@ from typing import Any, cast
 import jax.numpy as jnp
 import pytest
 
+from rmr1_jax.config import SftConfig
+from rmr1_jax.config.sft_config import CheckpointConfig, ValidationConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.training.loop import Abandoned, Job, Outcome, train
-from rmr1_jax.training.metrics import MetricsLog
+from rmr1_jax.training.loop import Abandoned, StopSignal, TrainingRun, take_steps
+from rmr1_jax.training.metrics import MetricsLog, Numbers, TrainingProgress
 from rmr1_jax.training.run_checkpoints import RunCheckpoints
 from rmr1_jax.training.step import Metrics, TrainState
-from rmr1_jax.training.training_progress import TrainingProgress
 
 
 class Saved:
@@ -37,20 +38,6 @@ class Saved:
         pass
 
 
-class Counter:
-    """Data whose position is the number of what was drawn."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def draw(self) -> int:
-        self.position += 1
-        return self.position
-
-    def get_state(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-
 class Log:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -59,47 +46,71 @@ class Log:
         self.records.append({"step": step, **numbers})
 
 
-def metrics(*, finite: bool = True, bad_steps: int = 0) -> Metrics:
+def metrics(*, bad_steps: int = 0) -> Metrics:
     bad = jnp.int32(bad_steps)
-    return Metrics(None, jnp.float32(1), jnp.bool_(finite), bad, bad)
+    return Metrics(None, jnp.float32(1), bad == 0, bad, bad)
 
 
-class Run:
-    """Runs a job whose state only counts its updates."""
+class Toy(TrainingRun):
+    """A run whose state only counts its updates, and whose position what was drawn."""
 
-    def __init__(self, *, fetches: bool = False, taken: int = 0, **options: Any) -> None:
-        self.data, self.log, self.saved = Counter(), Log(), Saved(*([taken] if taken else []))
+    def __init__(
+        self,
+        *,
+        steps: int = 4,
+        taken: int = 0,
+        updates: int = 1,
+        fetches: bool = False,
+        validate: Callable[[int], Numbers] | None = None,
+        validate_every: int = 0,
+        save_every: int = 100,
+        rank_by: str = "validation/loss",
+        **options: Any,
+    ) -> None:
+        self.config = SftConfig(
+            validation=ValidationConfig(every=validate_every),
+            checkpoint=CheckpointConfig(every=save_every),
+            **options,
+        )
+        self.steps, self.updates, self.fetches, self.rank_by = steps, updates, fetches, rank_by
+        self.validates, self.validation = validate is not None, validate
+        self.log, self.saved = Log(), Saved(*([taken] if taken else []))
+        self.position, self.bad_steps = 0, 0
         self.batches: list[Any] = []
         self.on_step: Callable[[int], None] = lambda step: None
-        updates = options.get("updates", 1)
-        given: dict[str, Any] = {
-            "steps": 4,
-            "step": self.step,
-            "report": lambda step, metrics, seconds: {"loss": 1.0},
-            "name_batch": lambda step: f"the batch of {step}",
-            "fetch": self.data.draw if fetches else None,
-        }
-        self.job = Job(**given | options)
         self.state = cast(TrainState, _State(taken * updates))
 
-    def step(self, state: Any, batch: Any) -> tuple[TrainState, Metrics]:
-        number = int(state.step) // self.job.updates + 1
+    def fetch(self) -> int:
+        self.position += 1
+        return self.position
+
+    def get_state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def take_step(self, state: TrainState, batch: Any = None) -> tuple[TrainState, Metrics]:
+        number = int(state.step) // self.updates + 1
         if batch is None:
-            self.data.draw()
+            self.fetch()
         self.batches.append(batch)
         self.on_step(number)
-        return cast(TrainState, _State(int(state.step) + self.job.updates)), metrics()
+        new = cast(TrainState, _State(int(state.step) + self.updates))
+        return new, metrics(bad_steps=self.bad_steps)
 
-    def go(self) -> Outcome:
-        with TrainingProgress(steps=self.job.steps, done=0, quiet=True) as progress:
-            return train(
-                self.job,
-                self.state,
-                self.data,
-                cast(RunCheckpoints, self.saved),
-                cast(MetricsLog, self.log),
-                progress,
-            )
+    def validate(self, step: int, state: TrainState) -> Numbers:
+        assert self.validation is not None
+        return self.validation(step)
+
+    def report(self, step: int, metrics: Metrics, seconds: float) -> Numbers:
+        return {"loss": 1.0}
+
+    def batch_ids(self, step: int) -> list[str]:
+        return [f"example {step}", *["another"] * 9]
+
+    def go(self) -> tuple[int, int | None]:
+        """The last step, and the signal that ended the run."""
+        with TrainingProgress(steps=self.steps, done=0, quiet=True) as progress:
+            checkpoints, log = cast(RunCheckpoints, self.saved), cast(MetricsLog, self.log)
+            return take_steps(self, checkpoints, log, progress)
 
     def steps_logged(self) -> list[int]:
         return [record["step"] for record in self.log.records]
@@ -112,7 +123,7 @@ class _State:
 
 class TestData:
     def test_a_batch_is_fetched_ahead_and_saved_behind(self) -> None:
-        run = Run(fetches=True, save_every=1)
+        run = Toy(fetches=True, save_every=1)
         run.go()
         assert run.batches == [1, 2, 3, 4]
         # After step n, n batches are used up, though one more is there already.
@@ -121,11 +132,11 @@ class TestData:
         ]  # fmt: skip
 
     def test_a_step_may_draw_for_itself(self) -> None:
-        run = Run(save_every=2)
+        run = Toy(save_every=2)
 
         def draw_more(step: int) -> None:
             for _ in range(step):
-                run.data.draw()
+                run.fetch()
 
         run.on_step = draw_more
         run.go()
@@ -135,27 +146,27 @@ class TestData:
 
 class TestNumbers:
     def test_are_logged_when_due_and_at_the_end(self) -> None:
-        run = Run(steps=5, log_every=2)
+        run = Toy(steps=5, log_every=2)
         run.go()
         assert run.steps_logged() == [2, 4, 5]
 
     def test_steps_are_counted_by_their_updates(self) -> None:
-        run = Run(updates=8, taken=2)
-        outcome = run.go()
+        run = Toy(updates=8, taken=2)
+        assert run.go() == (4, None)
         assert run.steps_logged() == [3, 4]
-        assert (outcome.step, int(outcome.state.step)) == (4, 32)
+        assert int(run.state.step) == 32
 
     def test_a_run_at_its_end_takes_no_step(self) -> None:
-        run = Run(taken=4)
-        assert run.go().step == 4
+        run = Toy(taken=4)
+        assert run.go() == (4, None)
         assert not run.batches and not run.saved.saved
 
 
 class TestValidation:
     @staticmethod
-    def validated(**options: Any) -> Run:
-        run = Run(
-            validate=lambda step, state: {"validation/loss": 10.0 - step, "other": 1.0},
+    def validated(**options: Any) -> Toy:
+        run = Toy(
+            validate=lambda step: {"validation/loss": 10.0 - step, "other": 1.0},
             validate_every=3,
             save_every=2,
             **options,
@@ -182,81 +193,76 @@ class TestValidation:
 
 class TestStopping:
     def test_a_signal_lets_the_step_end(self) -> None:
-        run = Run()
+        run = Toy()
         run.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
-        outcome = run.go()
-        assert (outcome.step, outcome.stopped_by) == (2, signal.SIGTERM)
+        assert run.go() == (2, signal.SIGTERM)
         assert run.saved.saved == [(2, 2, None)]
 
     @pytest.mark.parametrize("save_every", [1, 100])
     def test_a_step_that_is_given_up_is_as_if_it_had_not_begun(self, save_every: int) -> None:
-        run = Run(save_every=save_every)
+        run = Toy(save_every=save_every)
 
         def give_up(step: int) -> None:
             if step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-                assert run.job.stop_asked()
+                assert run.stop_asked()
                 raise Abandoned
 
         run.on_step = give_up
-        outcome = run.go()
-        assert (outcome.step, outcome.stopped_by) == (2, signal.SIGTERM)
+        assert run.go() == (2, signal.SIGTERM)
         assert run.steps_logged() == [1, 2]
         # The third step drew from the data before it was given up.
-        assert run.data.position == 3 and run.saved.saved[-1] == (2, 2, None)
+        assert run.position == 3 and run.saved.saved[-1] == (2, 2, None)
 
     @staticmethod
-    def stopped_as_it_validates(at: int, *, gives_up: bool) -> tuple[Run, list[int]]:
+    def stopped_as_it_validates(at: int, *, gives_up: bool) -> tuple[Toy, list[int]]:
         """SIGTERM comes during the validation of that step; which steps are validated."""
         finished: list[int] = []
 
-        def validate(step: int, state: TrainState) -> dict[str, Any]:
+        def validate(step: int) -> Numbers:
             if step == at:
                 os.kill(os.getpid(), signal.SIGTERM)
             if gives_up:
-                run.job.give_up_if_asked()
+                run.give_up_if_asked()
             finished.append(step)
             return {"validation/loss": 1.0}
 
-        run = Run(validate=validate, validate_every=2, save_every=100)
+        run = Toy(validate=validate, validate_every=2, save_every=100)
         return run, finished
 
     def test_a_signal_before_a_validation_saves_at_once(self) -> None:
         run, finished = self.stopped_as_it_validates(at=-1, gives_up=False)
         run.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
-        outcome = run.go()
-        assert (outcome.step, outcome.stopped_by) == (2, signal.SIGTERM)
+        assert run.go() == (2, signal.SIGTERM)
         assert finished == [0] and run.saved.saved == [(2, 2, None)]
         assert run.steps_logged() == [0, 1, 2]
 
     @pytest.mark.parametrize(("at", "logged"), [(0, []), (2, [0, 1, 2])])
     def test_a_signal_within_a_validation_gives_it_up(self, at: int, logged: list[int]) -> None:
         run, finished = self.stopped_as_it_validates(at, gives_up=True)
-        outcome = run.go()
-        assert (outcome.step, outcome.stopped_by) == (at, signal.SIGTERM)
+        assert run.go() == (at, signal.SIGTERM)
         assert at not in finished and run.saved.saved == [(at, at, None)]
         assert run.steps_logged() == logged
 
     def test_the_last_validation_is_finished(self) -> None:
         run, finished = self.stopped_as_it_validates(4, gives_up=True)
-        outcome = run.go()
-        assert (outcome.step, outcome.stopped_by) == (4, None)
+        assert run.go() == (4, None)
         assert finished == [0, 2, 4] and run.saved.saved == [(4, 4, 1.0)]
 
     def test_after_too_many_updates_that_were_not_finite(self) -> None:
-        bad = iter(range(1, 9))
+        run = Toy(max_nonfinite_steps=3)
 
-        def step(state: Any, batch: Any) -> tuple[Any, Metrics]:
-            return _State(int(state.step) + 1), metrics(finite=False, bad_steps=next(bad))
+        def fail(step: int) -> None:
+            run.bad_steps = step
 
-        run = Run(step=step, max_nonfinite_steps=3)
-        with pytest.raises(UserError, match=r"in 3 updates in a row, .* held the batch of 3"):
+        run.on_step = fail
+        with pytest.raises(UserError, match=r"in 3 updates in a row, .* held example 3, .*2 more"):
             run.go()
         assert run.steps_logged() == [1, 2] and not run.saved.saved
 
 
 def test_a_step_that_fails_leaves_what_was_saved() -> None:
-    run = Run(save_every=1)
+    run = Toy(save_every=1)
 
     def fail(step: int) -> None:
         if step == 3:
@@ -266,3 +272,25 @@ def test_a_step_that_fails_leaves_what_was_saved() -> None:
     with pytest.raises(UserError, match="the reward function fails"):
         run.go()
     assert [step for step, _, _ in run.saved.saved] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step(number: int) -> None:
+    with StopSignal() as stop:
+        assert not stop.stop_after(1)
+        os.kill(os.getpid(), number)
+        assert stop.stop_after(2)
+        assert stop.signal == number
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignal():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

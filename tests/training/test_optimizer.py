@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmr1_jax.config import OptimizerConfig
-from rmr1_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, wide
+from rmr1_jax.training.step import apply_gradients, learning_rate, make_optimizer, wide
 
 PUBLISHED_STEPS = 8753 // 128  # 68
 

@@ -11,9 +11,8 @@ import pytest
 
 from rmr1_jax.config import OptimizerConfig
 from rmr1_jax.errors import UserError
-from rmr1_jax.training.optimizer import make_optimizer
 from rmr1_jax.training.run_checkpoints import RunCheckpoints
-from rmr1_jax.training.step import TrainState, initial_state
+from rmr1_jax.training.step import TrainState, initial_state, make_optimizer
 
 Open = Callable[..., RunCheckpoints]
 

@@ -18,9 +18,15 @@ from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Remat, logical_axes
 from rmr1_jax.models.weight_map import flatten
 from rmr1_jax.training.nll import nll
-from rmr1_jax.training.optimizer import make_optimizer
-from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan, state_shardings
-from rmr1_jax.training.step import TrainState, evaluation_step, initial_state, train_step
+from rmr1_jax.training.sharding_plan import ShardingPlan, make_sharding_plan
+from rmr1_jax.training.step import (
+    TrainState,
+    evaluation_step,
+    initial_state,
+    make_learner,
+    make_optimizer,
+    train_step,
+)
 from tests.training.conftest import MakePacked, Packed
 
 # With the usual epsilon, AdamW turns a gradient that is nothing but rounding into a whole step.
@@ -93,8 +99,7 @@ class TorchReference:
         return total, float(norm)
 
 
-@pytest.mark.parametrize("loss", ["sequence_mean", "token_mean"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(("family", "loss"), [("llama", "sequence_mean"), ("qwen3", "token_mean")])
 def test_losses_norms_and_weights_are_those_of_torch(
     family: str,
     loss: str,
@@ -122,7 +127,9 @@ def test_losses_norms_and_weights_are_those_of_torch(
         )
 
 
-@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
+@pytest.mark.parametrize(
+    "remat", [pytest.param("dots", marks=pytest.mark.nightly), "attention", "full"]
+)
 def test_what_is_computed_again_changes_nothing(
     remat: Remat, model_dir: Callable[[str], Path], packed: MakePacked
 ) -> None:
@@ -187,9 +194,9 @@ def test_a_step_without_any_weight_has_no_loss_and_no_gradient(
 @pytest.mark.parametrize(
     ("mesh", "sequence_parallel"),
     [
-        ("fsdp=8", False),
-        ("fsdp=4,tensor=2", False),
-        ("data=2,fsdp=2,tensor=2", False),
+        pytest.param("fsdp=8", False, marks=pytest.mark.nightly),
+        pytest.param("fsdp=4,tensor=2", False, marks=pytest.mark.nightly),
+        pytest.param("data=2,fsdp=2,tensor=2", False, marks=pytest.mark.nightly),
         ("data=2,fsdp=2,tensor=2", True),
     ],
 )
@@ -202,24 +209,13 @@ def test_a_mesh_takes_the_same_steps(
     sharding: ShardingPlan = make_sharding_plan(config, mesh, sequence_parallel=sequence_parallel)
     placed = sharding.of(logical_axes(config))
     _, params = load_model(directory, dtype="float32", shardings=placed)
-    optimizer = make_optimizer(SETTINGS, 100)
-    where = state_shardings(params, placed, optimizer, sharding.replicated)
-    state = jax.jit(partial(initial_state, optimizer=optimizer), out_shardings=where)(params)
     objective = partial(nll, constrain=sharding.constrain, batch_shards=sharding.row_groups)
-    step: Any = jax.jit(
-        partial(
-            train_step,
-            config=config,
-            objective=objective,
-            optimizer=optimizer,
-            dtype=jnp.float32,
-            place=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
-        ),
-        donate_argnums=0,
-        out_shardings=(where, sharding.replicated),
+    learner = make_learner(
+        config, objective, make_optimizer(SETTINGS, 100), params, sharding, jnp.float32
     )
+    state = learner.start(params)
     for batch, before in zip(batches, expected_metrics, strict=True):
-        state, metrics = step(state, sharding.put_batch(batch), {})
+        state, metrics = learner.update(state, sharding.put_batch(batch), {})
         assert float(metrics.sums.loss) == pytest.approx(float(before.sums.loss), rel=1e-5)
         assert float(metrics.gradient_norm) == pytest.approx(float(before.gradient_norm), rel=1e-4)
     for (name, a), (_, b) in zip(flatten(state.params), flatten(expected.params), strict=True):

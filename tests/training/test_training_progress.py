@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from rmr1_jax.io import progress as live
-from rmr1_jax.training.training_progress import TrainingProgress
+from rmr1_jax.training.metrics import TrainingProgress
 
 NUMBERS = {"loss": 1.5, "mfu": 0.41, "tokens_per_second": 12345.0, "reward": None}
 
