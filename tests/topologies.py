@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.topology import devices_of, parse_topology
+from rmr1_jax.planning.chips import devices_of, parse_topology
 
 
 def devices_or_skip(topology: str) -> list[Any]:

@@ -5,6 +5,7 @@ reading is checked, and where it may be wrong a program has no time, and the rea
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,20 +15,137 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from rmr1_jax.planning.cache_copies import copies
 from rmr1_jax.planning.chips import Chip
-from rmr1_jax.planning.collectives import collectives
-from rmr1_jax.planning.compiled import Compiled, compile_ahead
+from rmr1_jax.planning.collectives import Collective, collectives_of
+from rmr1_jax.planning.compiled import Compiled, Planned, compile_ahead
+from rmr1_jax.planning.hbm_bytes import HbmTraffic, Reads, copies
 from rmr1_jax.planning.hlo import Instruction, Program, Shape, read_program
-from rmr1_jax.planning.hlo_flops import dot_flops, kernel_name, stated_flops
-from rmr1_jax.planning.hlo_walk import Loop
-from rmr1_jax.planning.recipe_programs import Planned
-from rmr1_jax.planning.time_bounds import TimeBounds, time_bounds
+from rmr1_jax.planning.hlo_flops import (
+    GPU_PASSES,
+    TPU_PASSES,
+    Costs,
+    dot_flops,
+    is_marker,
+    kernel_name,
+    stated_flops,
+)
+from rmr1_jax.planning.hlo_walk import Branches, Loop, Trips, unknown, walk
+
+HOP = 1e-6  # seconds from one chip to the next
+BETWEEN_SLICES = 1e-5
+
+METHOD = (
+    "Times are bounds at the data sheet's rates, never measured: at best the longest of "
+    "arithmetic, memory and communication, at worst their sum. Chips reach less than their data "
+    "sheets."
+)
 
 UNREADABLE = (ValueError, KeyError, IndexError, AttributeError, AssertionError)
 """What reading a text raises that is printed in another way."""
 LEAST_WORK = 0.9
 """Of the FLOPs that the objective needs. A program that seems to do less was misread."""
+
+
+@dataclass(frozen=True)
+class TimeBounds:
+    """What one run of a program needs of each device."""
+
+    compute: float
+    """Seconds of matrix products at the chip's peak, those of kernels included."""
+    memory: float
+    """Seconds of HBM traffic at its bandwidth."""
+    communication: float
+    """Seconds of all collectives, one after the other."""
+    flops: float
+    read: float
+    written: float
+    """Bytes of HBM."""
+    unstated: tuple[str, ...] = ()
+    """Kernels whose FLOPs nobody states: only their bytes are counted."""
+    collectives: tuple[Collective, ...] = ()
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to others."""
+        return sum(one.times * one.wire_bytes for one in self.collectives)
+
+    @property
+    def fastest(self) -> float:
+        """Seconds if everything overlaps."""
+        return max(self.compute, self.memory, self.communication)
+
+    @property
+    def slowest(self) -> float:
+        """Seconds if nothing does."""
+        return self.compute + self.memory + self.communication
+
+
+def time_bounds(
+    program: Program,
+    chip: Chip,
+    *,
+    trips: Trips = unknown,
+    kernels: Callable[[Instruction], float | None] = stated_flops,
+    reads: Reads = lambda call, operand: 1.0,
+    devices_per_slice: int | None = None,
+    within: Callable[[Loop], bool] | None = None,
+    branches: Branches = lambda conditional: None,
+) -> TimeBounds:
+    """The bounds of one run.
+
+    Args:
+      program: from `read_program`.
+      chip: what it runs on, from `chips.CHIPS`.
+      trips, branches: see `walk`.
+      kernels: FLOPs of a custom call; None if they are not known.
+      reads: what share of its operands a kernel reads; all by default.
+      devices_per_slice: collectives that leave a slice (or GPU host) of this many devices take the
+        slow network; by default there is one slice.
+      within: count only what is in a loop for which this is true. With that loop's trips given as
+        1, the result is that of one round.
+    """
+    costs = Costs(program, GPU_PASSES if chip.is_gpu else TPU_PASSES)
+    traffic = HbmTraffic(program, reads)
+    flops = bf16_flops = read = written = 0.0
+    unstated: dict[str, None] = {}
+    found: list[Collective] = []
+    for step in walk(program, trips, branches):
+        if within is not None and not any(within(loop) for loop in step.loops):
+            continue
+        instruction, times = step.instruction, step.times
+        work = costs.of(instruction)
+        own, weighed = work.flops, work.bf16_flops
+        if instruction.opcode == "custom-call" and not is_marker(instruction) and not own:
+            stated = kernels(instruction)
+            if stated is None:
+                unstated[kernel_name(instruction)] = None
+            own = weighed = stated or 0.0
+        moved = traffic.of(instruction)
+        flops, bf16_flops = flops + times * own, bf16_flops + times * weighed
+        read, written = read + times * moved.read, written + times * moved.written
+        found += collectives_of(program, step)
+    return TimeBounds(
+        compute=bf16_flops / chip.peak,
+        memory=(read + written) / chip.hbm_bandwidth,
+        communication=sum(c.times * _seconds(c, chip, devices_per_slice) for c in found),
+        flops=flops,
+        read=read,
+        written=written,
+        unstated=tuple(unstated),
+        collectives=tuple(found),
+    )
+
+
+def _seconds(collective: Collective, chip: Chip, devices_per_slice: int | None) -> float:
+    """Of one collective, around a ring in both directions, or by a switch."""
+    if devices_per_slice and collective.crosses(devices_per_slice):
+        return collective.wire_bytes / chip.slow_bandwidth + BETWEEN_SLICES
+    # Permutations come in pairs, one each way round (windowed einsums).
+    used = min(chip.links, 2)
+    direct = collective.kind == "collective-permute" or chip.links == 1
+    hops = 1 if direct else collective.group_size // 2
+    hops *= 2 if collective.kind == "all-reduce" else 1
+    return collective.wire_bytes / (used * chip.link_bandwidth) + hops * HOP
 
 
 @dataclass(frozen=True)
@@ -79,7 +197,7 @@ class Analysis:
         return share / self.bounds.slowest, share / self.bounds.fastest
 
 
-NOTHING = TimeBounds(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+NOTHING = TimeBounds(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def analyse(
@@ -110,7 +228,7 @@ def _analyse(
     )
     whole = measure(trips=planned.trips)
     found: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
-    for one in collectives(program, planned.trips):
+    for one in whole.collectives:
         sums = found[one.kind]
         sums[0] += one.times
         sums[1] += one.times * one.wire_bytes

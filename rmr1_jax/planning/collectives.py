@@ -9,7 +9,7 @@ import numpy as np
 
 from rmr1_jax.planning.hbm_bytes import COLLECTIVES, starts_collective
 from rmr1_jax.planning.hlo import Computation, Instruction, Program, Shape
-from rmr1_jax.planning.hlo_walk import Loop, Step, Trips, walk
+from rmr1_jax.planning.hlo_walk import Loop, Step, Trips, unknown, walk
 
 _BETWEEN = re.compile(
     r'_xla_megascale_target="?(?P<target>\{[^"]*\})"?,.*?_xla_megascale_transfer_type="(?P<kind>\w+)"'
@@ -30,11 +30,6 @@ class Collective:
     """The partitions of one of its groups; of a permutation, a sender and its receiver."""
     times: float
     loops: tuple[Loop, ...]
-    asynchronous: bool
-    """Whether other work can go on meanwhile."""
-    op_name: str
-    instruction: Instruction
-    """It, or its start; perhaps inside a fusion."""
 
     @property
     def wire_bytes(self) -> float:
@@ -49,7 +44,7 @@ class Collective:
         return len({partition // devices_per_slice for partition in self.group}) > 1
 
 
-def collectives(program: Program, trips: Trips = None) -> list[Collective]:
+def collectives(program: Program, trips: Trips = unknown) -> list[Collective]:
     """Every collective that is executed between at least two devices; `trips`: see `walk`."""
     return [found for step in walk(program, trips) for found in collectives_of(program, step)]
 
@@ -59,15 +54,15 @@ def collectives_of(program: Program, step: Step) -> Iterator[Collective]:
     instruction = step.instruction
     opcode = instruction.opcode
     if opcode in COLLECTIVES:
-        yield from _collective(step, instruction, step.computation, opcode, False)
+        yield from _collective(step, instruction, step.computation, opcode)
     elif opcode.removesuffix("-start") in COLLECTIVES:  # what it calls, if anything, is its sum
         kind = opcode.removesuffix("-start")
-        yield from _collective(step, instruction, step.computation, kind, True)
+        yield from _collective(step, instruction, step.computation, kind)
     elif opcode.endswith("-start") and instruction.callee:
-        for inner in program.called(instruction):
+        where = program.called(instruction)
+        for inner in where:
             if inner.opcode in COLLECTIVES:
-                where = program.called(instruction)
-                yield from _collective(step, inner, where, inner.opcode, True)
+                yield from _collective(step, inner, where, inner.opcode)
     elif opcode == "fusion":
         yield from _fused(program, step)
     elif opcode == "send":
@@ -91,9 +86,6 @@ def _between_slices(step: Step) -> Iterator[Collective]:
         group,
         step.times,
         step.loops,
-        True,
-        instruction.op_name,
-        instruction,
     )
 
 
@@ -120,25 +112,22 @@ def _fused(program: Program, step: Step) -> Iterator[Collective]:
     a start, steps and an end, all with the same channel. The start counts for all of them. A
     reduce-scatter is an all-reduce whose fusion keeps a slice."""
     body = program.called(step.instruction)
-    inner = [i for i in body if i.opcode in COLLECTIVES]
     start = starts_collective(body)
-    for instruction in inner:
+    for instruction in (i for i in body if i.opcode in COLLECTIVES):
         if '"async_collective_fusion_config"' in instruction.text and not start:
             continue
         kind = instruction.opcode
         if kind == "all-reduce" and _total(step.instruction.shapes) < _total(instruction.shapes):
             kind = "reduce-scatter"
-        yield from _collective(step, instruction, body, kind, start)
+        yield from _collective(step, instruction, body, kind)
 
 
 def _collective(
-    step: Step, instruction: Instruction, where: Computation, kind: str, asynchronous: bool
+    step: Step, instruction: Instruction, where: Computation, kind: str
 ) -> Iterator[Collective]:
     group = _group(instruction)
     size = len(group)
-    inputs = where.inputs(instruction)
-    put_in = _total(inputs)
-    gets_out = put_in
+    gets_out = put_in = _total(where.inputs(instruction))
     if kind == "all-reduce":  # the TPU may convert what it puts in
         gets_out = put_in = min(put_in, _total(instruction.shapes))
     elif not instruction.opcode.endswith("-start"):
@@ -146,17 +135,7 @@ def _collective(
     elif kind == "all-gather":
         gets_out = put_in * size
     if size > 1 or (kind == "collective-permute" and group):
-        yield Collective(
-            kind,
-            max(put_in, gets_out),
-            size,
-            group,
-            step.times,
-            step.loops,
-            asynchronous,
-            instruction.op_name,
-            instruction,
-        )
+        yield Collective(kind, max(put_in, gets_out), size, group, step.times, step.loops)
 
 
 def _total(shapes: Sequence[Shape]) -> float:
@@ -184,7 +163,9 @@ def _group(instruction: Instruction) -> tuple[int, ...]:
         if iota.group(3):
             ids = ids.transpose(_ints(iota.group(3)))
         return tuple(int(n) for n in ids.reshape(shape)[0])
-    return ()
+    if "source_target_pairs={}" in text:  # nobody sends
+        return ()
+    raise ValueError(f"the groups of {instruction.name} are in an unknown form")
 
 
 def _group_on_mesh(sizes: str, along: str) -> tuple[int, ...]:

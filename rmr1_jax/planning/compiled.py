@@ -1,20 +1,57 @@
-"""One program compiled ahead of time: what it takes of a chip's memory, and how long that took."""
+"""A program to compile ahead of time, and what compiling it shows: its memory, and its text."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.recipe_programs import Planned
+from rmr1_jax.planning.hlo_walk import Loop
 
 # "... required for HLO temporaries (16.43G) exceeds available HBM (15.75G)" and its variants.
 _TOO_BIG = re.compile(r"\(([0-9.]+)([KMGT])\) exceeds available [A-Za-z]+ \(([0-9.]+)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One program of a recipe, and what is assumed of the data that it meets."""
+
+    name: str
+    lower: Callable[[], Any]
+    runs: float
+    """A step of training takes so many."""
+    useful_flops: float = 0.0
+    """What the objective needs of one run, over all chips; recomputation and padding are not it."""
+    tokens: float = 0.0
+    """Real tokens that one run processes, over all chips."""
+    trips: Callable[[Loop], float | None] = lambda loop: None
+    """Rounds of its loops that depend on data."""
+    attention: float = 1.0
+    """Of the pairs of positions that attention kernels would meet in rows that are one segment
+    each, the share that they do meet."""
+    resident: int = 0
+    """Bytes a chip that lie beside its arguments while it runs."""
+    decode: "Decode | None" = None
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What the decode loop inside of a program should cost."""
+
+    steps: float
+    """Of one run of the program."""
+    ideal_bytes: float
+    """A chip's share of weights and live keys and values, each read once a step."""
+    cache_bytes: int
+    """The smallest array of the cache on a chip: a copy of one in the loop is a mistake."""
+    live: Mapping[int, float]
+    """Of each of its arrays, by how many elements it has, the share that lies in live blocks."""
 
 
 @dataclass(frozen=True)

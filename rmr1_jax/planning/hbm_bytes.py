@@ -3,15 +3,17 @@
 Counted is what has to be read and written once: arrays of a top-level instruction that lie in HBM
 (the TPU compiler says which lie in VMEM), with the padding of their layout. A fusion reads of its
 parameters what it uses: of one that it only slices, the slices. An update in place writes the
-update. What an instruction reads twice is counted once.
+update. What an instruction reads twice is counted once. Copies of large arrays, which must not
+happen to a cache, are found with the same count.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import HBM, Computation, Instruction, Program, Shape
-from rmr1_jax.planning.hlo_flops import is_gemm, is_marker
+from rmr1_jax.planning.hlo_flops import Costs, is_gemm, is_marker
+from rmr1_jax.planning.hlo_walk import Loop, Trips, once, walk
 
 COLLECTIVES = frozenset(
     {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"}
@@ -204,3 +206,76 @@ def _aliased(instruction: Instruction) -> set[int]:
     """Results that are operands, updated in place."""
     _, _, listed = instruction.attributes.partition("output_to_operand_aliasing=")
     return {int(n or 0) for n in re.findall(r"\{(\d*)\}: \(\d+", listed)}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An instruction that writes to HBM what was somewhere already."""
+
+    bytes: float
+    """Written by one execution."""
+    times: float
+    shape: Shape
+
+
+def copies(
+    program: Program,
+    at_least: float,
+    *,
+    within: Callable[[Loop], bool] | None = None,
+    elements: Collection[int] = (),
+    trips: Trips = once,
+) -> list[Copy]:
+    """Copies of at least so many bytes.
+
+    Found are plain copies (also back from VMEM, where the compiler took an array to work on it);
+    transpositions and other fusions without a matrix product whose result has as many elements as
+    one of their operands; and updates in place of so many bytes, such as a whole layer's cache put
+    back into a stack. Reading an array into VMEM is none, nor is an update in place of a column.
+    Elementwise work on an array of that size looks the same: ask for more bytes than activations
+    have, or name `elements`.
+
+    Args:
+      program: from `read_program`.
+      at_least: bytes of one copy.
+      within: only in loops of which this is true (or in loops within them); default: anywhere.
+      elements: sizes of arrays to look at; default: any.
+      trips: see `walk`.
+    """
+    memory, costs = HbmTraffic(program), Costs(program)
+    found = []
+    for step in walk(program, trips):
+        if within is not None and not any(within(loop) for loop in step.loops):
+            continue
+        instruction = step.instruction
+        written = memory.of(instruction).written
+        if written < at_least or costs.of(instruction).flops:
+            continue
+        shape = _copied(program, instruction, at_least)
+        if shape is not None and (not elements or shape.elements in elements):
+            found.append(Copy(written, step.times, shape))
+    return found
+
+
+def _copied(program: Program, instruction: Instruction, at_least: float) -> Shape | None:
+    """The array that is written again, if there is one."""
+    computation = program.computations[instruction.computation]
+    inputs = {shape.elements for shape in computation.inputs(instruction)}
+    if instruction.opcode in _UPDATES:
+        return computation[instruction.operands[_UPDATES[instruction.opcode]]].shapes[0]
+    results = instruction.shapes
+    if instruction.opcode == "copy-start":
+        results = instruction.shapes[:1]
+    elif instruction.opcode == "fusion":
+        body = program.called(instruction)
+        for leaf in outputs(body):
+            if leaf.opcode in _UPDATES:
+                update = body[leaf.operands[_UPDATES[leaf.opcode]]].shapes[0]
+                if update.stored >= at_least:
+                    return update
+    elif instruction.opcode not in ("copy", "transpose", "reshape", "slice-start", "concatenate"):
+        return None
+    for shape in results:
+        if shape.space == HBM and shape.stored >= at_least and shape.elements in inputs:
+            return shape
+    return None

@@ -15,6 +15,8 @@ from functools import cached_property
 HBM, VMEM, HOST = 0, 1, 5
 
 _SHAPE = re.compile(r"([a-z]+\d*[a-z]?\w*)\[([\d,<=?]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
+# Of types whose names do not say it. A token or an opaque handle holds nothing.
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _TILE = re.compile(r"T\(([\d,*]*)\)")
 _SPACE = re.compile(r"S\((\d+)\)")
 # A computation starts at a header and an instruction at its name; all else goes on with what came
@@ -140,10 +142,13 @@ class Instruction:
                 return self.called[key][0]
         return None
 
-    def attribute(self, name: str) -> str:
-        """The value of an attribute without spaces in it; empty if it has none."""
+    def attribute(self, name: str, default: str | None = None) -> str:
+        """The value of an attribute without spaces in it. Raises ValueError where it has none, and
+        no default is given."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|\"[^\"]*\"|[^,\s]+)", self.attributes)
-        return found.group(1).strip('"') if found else ""
+        if found is None and default is None:
+            raise ValueError(f"{self.opcode} {self.name} has no {name}")
+        return found.group(1).strip('"') if found else default or ""
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """The value of an attribute such as `dimensions={0,1}`."""
@@ -270,10 +275,12 @@ def _closing(text: str, start: int) -> int:
 
 
 def _bits(dtype: str) -> int:
-    if dtype == "pred":
-        return 8
-    found = re.match(r"[a-z]+?(\d+)", dtype)
-    return int(found.group(1)) if found else 0  # a token or an opaque handle holds nothing
+    if dtype in _BITS:
+        return _BITS[dtype]
+    found = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
+    if found is None:
+        raise ValueError(f"the element type {dtype} is unknown")
+    return int(found.group(1))
 
 
 def _tile(text: str) -> tuple[int, ...]:

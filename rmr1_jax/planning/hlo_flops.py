@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rmr1_jax.planning.hlo import Computation, Instruction, Program
-from rmr1_jax.planning.hlo_walk import Trips, walk
+from rmr1_jax.planning.hlo_walk import Trips, unknown, walk
 
 # What one fp32 product costs in those of bf16, at a precision. A TPU's multiplier takes several
 # passes. A GPU has half the rate for tf32, and a fifteenth without its matrix units (NVIDIA's data
@@ -77,7 +77,7 @@ class Costs:
         return self._computations[computation.name]
 
 
-def dot_flops(program: Program, trips: Trips = None) -> float:
+def dot_flops(program: Program, trips: Trips = unknown) -> float:
     """FLOPs of all matrix products of one device in one run (2 for a multiplication and addition).
 
     What custom calls (Pallas kernels) compute is not in it. `trips`: see `walk`.
@@ -123,7 +123,7 @@ def _gemm(instruction: Instruction, computation: Computation) -> float:
     """A cuBLAS call, which keeps the dimensions of the dot it was in its configuration."""
     found = re.search(r"\"lhs_contracting_dimensions\":\[([^\]]*)\]", instruction.text)
     if found is None:
-        return 0.0
+        raise ValueError(f"{instruction.name} does not say what it contracts")
     left = computation[instruction.operands[0]].shapes[0]
     contracted = math.prod(left.dims[int(d)] for d in re.findall(r"\d+", found.group(1)))
     return 2.0 * instruction.shapes[0].elements * contracted
@@ -135,10 +135,10 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
     out = instruction.shapes[0].dims
     labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
     if labels is None:
-        return 0.0
+        raise ValueError(f"{instruction.name} has dim_labels of an unknown form")
     of_image, of_kernel, of_out = labels.groups()
-    batches = instruction.attribute("batch_group_count")
-    flops = 2.0 * image[of_image.index("b")] / (int(batches) if batches else 1)
+    batches = int(instruction.attribute("batch_group_count", "1"))
+    flops = 2.0 * image[of_image.index("b")] / batches
     flops *= kernel[of_kernel.index("i")] * out[of_out.index("f")]
     for axis in sorted(label for label in of_out if label.isdigit()):
         sizes = (

@@ -1,8 +1,11 @@
 """What a program executes: each instruction, how often, and in which loops."""
 
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from rmr1_jax.planning.hlo import Computation, Instruction, Program
 
@@ -12,188 +15,117 @@ _TRANSPARENT = frozenset(
     {"bitcast", "broadcast", "convert", "copy", "copy-done", "copy-start", "reshape"}
     | {"opt-barrier", "optimization-barrier"}
 )
-_FLIPPED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "EQ": "EQ", "NE": "NE"}
-_DEEPEST = 200
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "maximum": max,
+    "minimum": min,
+}
+_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+    "EQ": operator.eq,
+    "NE": operator.ne,
+}
+_MOST_TRIPS = 10_000
+"""A loop that has not ended after so many is taken for misread."""
+
+# An integer; a tuple, as a function from an index to an element; None for what depends on data.
+Value = Any
+# The values of a computation's parameters, by number.
+Arguments = Callable[[int], Value]
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A computation as one instruction runs it; the entry has no caller."""
+@dataclass(frozen=True)
+class _Element:
+    """Stands for an element of a loop's state that has not been given a value."""
 
-    computation: Computation
-    caller: Instruction | None = None
-    outer: "Frame | None" = None
+    index: int
 
 
-# An instruction, and where it is run.
-Place = tuple[Instruction, Frame]
+def _only(value: Value) -> Arguments:
+    """The arguments of a computation that has one parameter, or of each the same value."""
+    return lambda number: value
 
 
-def trip_count(program: Program, loop: Instruction, outer: Frame) -> int | None:
-    """How often `loop`, run in `outer`, runs its body; None where that depends on data."""
-    known = _KNOWN.search(loop.text)
-    if known:
-        return int(known.group(1))
-    return _Reader(program).trips(loop, outer)
+class _Scalars:
+    """Computes the integers of a program, as far as they do not depend on data."""
 
-
-class _Reader:
     def __init__(self, program: Program):
         self.program = program
+        self.is_carried = cache(self._is_carried)
 
-    def trips(self, loop: Instruction, outer: Frame) -> int | None:
-        condition = self._inside(loop, outer, "condition")
-        test, frame = self.resolve(condition.computation.root, condition)
-        if test.opcode != "compare":
-            return None
-        direction = test.attribute("direction")
-        left, right = (self.resolve(frame.computation[n], frame) for n in test.operands)
-        counter, limit = self._element(left, condition), self._value(*right)
-        if counter is None or limit is None:
-            counter, limit = self._element(right, condition), self._value(*left)
-            direction = _FLIPPED[direction]
-        if counter is None or limit is None:
-            return None
-        start = self._initial(loop, outer, counter)
-        step = self._step(loop, outer, counter)
-        if start is None or not step:
-            return None
-        return _count(start, limit, step, direction)
+    def value(
+        self, instruction: Instruction, computation: Computation, arguments: Arguments
+    ) -> Value:
+        """The value of an instruction in a computation that was given these arguments."""
 
-    def resolve(self, instruction: Instruction, frame: Frame) -> Place:
-        """The instruction that makes this value, through copies, calls and tuples in sight."""
-        for _ in range(_DEEPEST):
-            opcode, computation = instruction.opcode, frame.computation
-            if opcode in _TRANSPARENT:
-                instruction = computation[instruction.operands[0]]
-            elif opcode in ("fusion", "call"):
-                frame = Frame(self.program.called(instruction), instruction, frame)
-                instruction = frame.computation.root
-            elif opcode == "parameter" and _is_called(frame):
-                assert frame.caller is not None and frame.outer is not None
-                operand = frame.caller.operands[int(instruction.argument)]
-                frame = frame.outer
-                instruction = frame.computation[operand]
-            elif opcode == "get-tuple-element":
-                index = int(instruction.attribute("index"))
-                whole = computation[instruction.operands[0]]
-                source, where = self.resolve(whole, frame)
-                if source.opcode != "tuple":
-                    return instruction, frame
-                frame = where
-                instruction = where.computation[source.operands[index]]
-            else:
-                break
-        return instruction, frame
+        def operand(number: int) -> Value:
+            return self.value(computation[instruction.operands[number]], computation, arguments)
 
-    def _value(self, instruction: Instruction, frame: Frame) -> int | None:
-        """The integer that an instruction always is; None if there is none in sight."""
-        instruction, frame = self.resolve(instruction, frame)
         opcode = instruction.opcode
         if opcode == "constant":
-            return _integer(instruction.argument)
+            text = instruction.argument.strip()
+            return int(text) if re.fullmatch(r"-?\d+", text) else None
+        if opcode == "parameter":
+            return arguments(int(instruction.argument))
+        if opcode in _TRANSPARENT:
+            return operand(0)
+        if opcode == "tuple":
+            return operand
         if opcode == "get-tuple-element":
-            return self._carried(instruction, frame)
-        if opcode in ("add", "subtract", "multiply", "maximum", "minimum"):
-            a, b = (self._value(frame.computation[n], frame) for n in instruction.operands)
-            if a is None or b is None:
+            whole = operand(0)
+            return whole(int(instruction.attribute("index"))) if callable(whole) else None
+        if opcode in ("fusion", "call"):
+            return self.result(self.program.called(instruction), operand)
+        if opcode == "while":
+            return self.carried(instruction, operand(0))
+        if opcode in _ARITHMETIC or opcode == "compare":
+            values = operand(0), operand(1)
+            if not all(isinstance(value, int) for value in values):
                 return None
-            results = {"add": a + b, "subtract": a - b, "multiply": a * b}
-            return results.get(opcode, max(a, b) if opcode == "maximum" else min(a, b))
+            if opcode == "compare":
+                return int(_COMPARISONS[instruction.attribute("direction")](*values))
+            return _ARITHMETIC[opcode](*values)
         return None
 
-    def _carried(self, element: Instruction, frame: Frame) -> int | None:
-        """What a loop carries along and never changes, inside or after it."""
-        index = int(element.attribute("index"))
-        whole, where = self.resolve(frame.computation[element.operands[0]], frame)
-        if whole.opcode == "while":
-            loop, outer = whole, where
-        elif whole.opcode == "parameter" and where.caller and where.outer:
-            loop, outer = where.caller, where.outer
-        else:
+    def result(self, computation: Computation, arguments: Arguments) -> Value:
+        return self.value(computation.root, computation, arguments)
+
+    def carried(self, loop: Instruction, start: Value) -> Value:
+        """The state of a loop at any time, of which only what it never changes is known."""
+        if not callable(start):
             return None
-        if loop.opcode != "while" or not self._invariant(loop, outer, index):
-            return None
-        return self._initial(loop, outer, index)
+        return lambda index: start(index) if self.is_carried(loop, index) else None
 
-    def _initial(self, loop: Instruction, outer: Frame, index: int) -> int | None:
-        start, where = self.resolve(outer.computation[loop.operands[0]], outer)
-        if start.opcode == "tuple":
-            return self._value(where.computation[start.operands[index]], where)
-        if start.opcode == "parameter" and where.caller and where.outer:
-            enclosing = where.caller
-            if enclosing.opcode == "while" and self._invariant(enclosing, where.outer, index):
-                return self._initial(enclosing, where.outer, index)
-        return None
+    def _is_carried(self, loop: Instruction, index: int) -> bool:
+        """Whether a loop passes on an element of its state as it is."""
+        after = self.result(self.part(loop, "body"), _only(_Element))
+        return callable(after) and after(index) == _Element(index)
 
-    def _invariant(self, loop: Instruction, outer: Frame, index: int) -> bool:
-        return self._step(loop, outer, index) == 0
+    def part(self, loop: Instruction, part: str) -> Computation:
+        return self.program.computations[loop.called[part][0]]
 
-    def _step(self, loop: Instruction, outer: Frame, index: int) -> int | None:
-        """What the body adds to an element of its tuple; None if it is not always the same."""
-        body = self._inside(loop, outer, "body")
-        root, where = self.resolve(body.computation.root, body)
-        if root is body.computation.parameters[0]:
-            return 0
-        if root.opcode != "tuple":
-            return None
-        added, value = 0, self.resolve(where.computation[root.operands[index]], where)
-        for _ in range(_DEEPEST):
-            instruction, frame = value
-            if self._element(value, body) == index:
-                return added
-            if instruction.opcode not in ("add", "subtract"):
+    def trips(self, loop: Instruction, state: Value) -> int | None:
+        """How often `loop` runs its body from this state; None where that depends on data. The
+        loop is run, on those integers alone that its condition asks for. Raises ValueError for a
+        loop that does not end."""
+        known = _KNOWN.search(loop.text)
+        if known:
+            return int(known.group(1))
+        condition, body = self.part(loop, "condition"), self.part(loop, "body")
+        for count in range(_MOST_TRIPS):
+            goes_on = self.result(condition, _only(state))
+            if not isinstance(goes_on, int):
                 return None
-            first, second = (frame.computation[n] for n in instruction.operands)
-            constant = self._value(second, frame)
-            if constant is None and instruction.opcode == "add":
-                first, constant = second, self._value(first, frame)
-            if constant is None:
-                return None
-            added += constant if instruction.opcode == "add" else -constant
-            value = self.resolve(first, frame)
-        return None
-
-    def _element(self, place: Place, inside: Frame) -> int | None:
-        """Which element of the loop's tuple this is, if it is one."""
-        instruction, frame = place
-        if instruction.opcode != "get-tuple-element":
-            return None
-        whole, where = self.resolve(frame.computation[instruction.operands[0]], frame)
-        if whole.opcode == "while":  # an inner loop that only carries it along
-            index = int(instruction.attribute("index"))
-            if not self._invariant(whole, where, index):
-                return None
-            start, at = self.resolve(where.computation[whole.operands[0]], where)
-            if start.opcode != "tuple":
-                return None
-            carried = self.resolve(at.computation[start.operands[index]], at)
-            return self._element(carried, inside)
-        if whole is inside.computation.parameters[0] and where is inside:
-            return int(instruction.attribute("index"))
-        return None
-
-    def _inside(self, loop: Instruction, outer: Frame, part: str) -> Frame:
-        return Frame(self.program.computations[loop.called[part][0]], loop, outer)
-
-
-def _is_called(frame: Frame) -> bool:
-    return frame.caller is not None and frame.caller.opcode in ("fusion", "call")
-
-
-def _count(start: int, limit: int, step: int, direction: str) -> int | None:
-    distance = limit - start
-    if direction in ("LE", "GE"):
-        distance += 1 if direction == "LE" else -1
-    if direction == "NE":
-        return distance // step if distance % step == 0 and distance * step >= 0 else None
-    if direction not in ("LT", "LE", "GT", "GE") or (step > 0) != (direction in ("LT", "LE")):
-        return None
-    return max(0, -(-distance // step))
-
-
-def _integer(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+            if not goes_on:
+                return count
+            state = self.result(body, _only(state))
+            state = cache(state) if callable(state) else state
+        raise ValueError(f"loop {loop.name} does not end after {_MOST_TRIPS:,} trips")
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,9 +159,13 @@ class Step:
 
 
 # Trip counts of loops whose number depends on data.
-Trips = Callable[[Loop], float | None] | Mapping[str, float] | None
+Trips = Callable[[Loop], float | None]
 # How often, of all the times that a `conditional` runs, it takes each branch; None: not known.
 Branches = Callable[[Instruction], tuple[float, ...] | None]
+
+
+def unknown(loop: Loop) -> None:
+    """As `trips`: nothing is assumed of any loop."""
 
 
 def once(loop: Loop) -> float:
@@ -248,7 +184,7 @@ def loops(program: Program) -> Iterator[Loop]:
 
 
 def walk(
-    program: Program, trips: Trips = None, branches: Branches = lambda conditional: None
+    program: Program, trips: Trips = unknown, branches: Branches = lambda conditional: None
 ) -> Iterator[Step]:
     """Every instruction that is executed, but for those inside fusions and reductions.
 
@@ -256,63 +192,62 @@ def walk(
 
     Args:
       program: from `read_program`.
-      trips: trip counts of the loops that depend on data: a function of the loop, or a mapping
-        from the end of its `op_name` (of several that fit, the longest).
+      trips: trip counts of the loops that depend on data.
       branches: what share of a conditional's runs takes each branch. By default, and where it
         gives None, all are the one with most instructions: usually the work, the other a way out.
 
     Raises:
-      ValueError: names a loop that `trips` gives no count for.
+      ValueError: names a loop that `trips` gives no count for, or that does not end.
     """
-    yield from _Walk(program, trips, branches).computation(Frame(program.entry), 1.0, ())
+    whole = _Walk(program, trips, branches)
+    yield from whole.computation(program.entry, _only(None), 1.0, ())
 
 
 class _Walk:
     def __init__(self, program: Program, trips: Trips, branches: Branches):
         self.program, self.trips, self.branches = program, trips, branches
+        self.scalars = _Scalars(program)
 
-    def computation(self, frame: Frame, times: float, around: tuple[Loop, ...]) -> Iterator[Step]:
-        for instruction in frame.computation:
-            yield Step(instruction, frame.computation, times, around)
-            yield from self._inside(instruction, frame, times, around)
-
-    def _inside(
-        self, instruction: Instruction, frame: Frame, times: float, around: tuple[Loop, ...]
+    def computation(
+        self,
+        computation: Computation,
+        arguments: Arguments,
+        times: float,
+        around: tuple[Loop, ...],
     ) -> Iterator[Step]:
-        def enter(name: str, times: float, around: tuple[Loop, ...]) -> Iterator[Step]:
-            inner = Frame(self.program.computations[name], instruction, frame)
-            return self.computation(inner, times, around)
+        for instruction in computation:
+            yield Step(instruction, computation, times, around)
 
-        if instruction.opcode == "while":
-            loop = Loop(instruction, around, trip_count(self.program, instruction, frame))
-            count = times * self._trips(loop)
-            for part in ("condition", "body"):
-                yield from enter(instruction.called[part][0], count, (*around, loop))
-        elif instruction.opcode == "conditional":
-            for name, share in zip(instruction.branches, self._shares(instruction), strict=True):
-                if share:
-                    yield from enter(name, times * share, around)
-        elif instruction.opcode in ("call", "call-start") and instruction.callee:
-            yield from enter(instruction.callee, times, around)
+            def operand(number: int, instruction: Instruction = instruction) -> Value:
+                made = computation[instruction.operands[number]]
+                return self.scalars.value(made, computation, arguments)
 
-    def _trips(self, loop: Loop) -> float:
-        if loop.trips is not None:
-            return loop.trips
-        found = self._given(loop)
+            if instruction.opcode == "while":
+                start = operand(0)
+                loop = Loop(instruction, around, self.scalars.trips(instruction, start))
+                count = times * self._count(loop)
+                state = self.scalars.carried(instruction, start)
+                for name in ("condition", "body"):
+                    inner = self.scalars.part(instruction, name)
+                    yield from self.computation(inner, _only(state), count, (*around, loop))
+            elif instruction.opcode == "conditional":
+                shares = self._shares(instruction)
+                for name, share in zip(instruction.branches, shares, strict=True):
+                    if share:
+                        branch = self.program.computations[name]
+                        yield from self.computation(branch, _only(None), times * share, around)
+            elif instruction.opcode in ("call", "call-start") and instruction.callee:
+                inner = self.program.called(instruction)
+                yield from self.computation(inner, operand, times, around)
+
+    def _count(self, loop: Loop) -> float:
+        found = self.trips(loop) if loop.trips is None else loop.trips
         if found is None:
             raise ValueError(
                 f"the trip count of loop {loop.instruction.name} ({loop.op_name}) depends on data, "
                 "and none was given"
             )
         return found
-
-    def _given(self, loop: Loop) -> float | None:
-        if self.trips is None:
-            return None
-        if callable(self.trips):
-            return self.trips(loop)
-        fitting = [end for end in self.trips if loop.op_name.endswith(end)]
-        return self.trips[max(fitting, key=len)] if fitting else None
 
     def _shares(self, conditional: Instruction) -> tuple[float, ...]:
         shares = self.branches(conditional)

@@ -15,10 +15,9 @@ from rmr1_jax.errors import UserError
 from rmr1_jax.models.lora import Lora
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.planning.analysis import Analysis, analyse, check_reader
-from rmr1_jax.planning.chips import CHIPS, Chip
+from rmr1_jax.planning.chips import CHIPS, Chip, Topology, devices_of
 from rmr1_jax.planning.compiled import Compiled, compile_ahead
 from rmr1_jax.planning.recipe_programs import Lengths, programs_of
-from rmr1_jax.planning.topology import Topology, devices_of
 from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
+from rmr1_jax.planning.analysis import METHOD
 from rmr1_jax.planning.chips import GIB, GPU_SHARE, GPU_SHARE_BY_ITSELF
 from rmr1_jax.planning.plan import Line, Plan, division
-from rmr1_jax.planning.time_bounds import METHOD
 
 COLUMNS = 120  # that the tables fit into
 

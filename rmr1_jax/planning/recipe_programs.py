@@ -5,7 +5,7 @@ run takes from its data (how many micro-batches, how long responses are) are ass
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,15 +23,11 @@ from rmr1_jax.models.lora import logical_axes as lora_axes
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.transformer import Params, logical_axes, parameter_shapes
 from rmr1_jax.models.weight_map import layers_at_once, put_layers
+from rmr1_jax.ops.cross_entropy import even_chunk
 from rmr1_jax.ops.decode_attention import block_width
+from rmr1_jax.ops.packed_attention import CPU_BLOCK, accelerator_block
+from rmr1_jax.planning.compiled import Decode, Planned
 from rmr1_jax.planning.hlo_walk import Loop
-from rmr1_jax.planning.loop_counts import (
-    BLOCK,
-    blocks_met,
-    engine_loops,
-    loss_chunks,
-    training_loops,
-)
 from rmr1_jax.rl.batch import longest_row
 from rmr1_jax.rl.loss import grpo_objective, logprob_pass
 from rmr1_jax.rl.rollout import ACCELERATOR_SLOTS
@@ -49,6 +45,7 @@ from rmr1_jax.training.sharding_plan import (
 from rmr1_jax.training.step import Learner, make_learner, make_optimizer
 
 Tree = Any
+BLOCK = 512  # positions a block of the attention kernels, of which none is computed in part
 
 
 @dataclass(frozen=True)
@@ -57,42 +54,6 @@ class Lengths:
 
     prompt: int
     response: int
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One program of a recipe, and what is assumed of the data that it meets."""
-
-    name: str
-    lower: Callable[[], Any]
-    runs: float
-    """A step of training takes so many."""
-    useful_flops: float = 0.0
-    """What the objective needs of one run, over all chips; recomputation and padding are not it."""
-    tokens: float = 0.0
-    """Real tokens that one run processes, over all chips."""
-    trips: Callable[[Loop], float | None] = lambda loop: None
-    """Rounds of its loops that depend on data."""
-    attention: float = 1.0
-    """Of the pairs of positions that attention kernels would meet in rows that are one segment
-    each, the share that they do meet."""
-    resident: int = 0
-    """Bytes a chip that lie beside its arguments while it runs."""
-    decode: "Decode | None" = None
-
-
-@dataclass(frozen=True)
-class Decode:
-    """What the decode loop inside of a program should cost."""
-
-    steps: float
-    """Of one run of the program."""
-    ideal_bytes: float
-    """A chip's share of weights and live keys and values, each read once a step."""
-    cache_bytes: int
-    """The smallest array of the cache on a chip: a copy of one in the loop is a mistake."""
-    live: Mapping[int, float]
-    """Of each of its arrays, by how many elements it has, the share that lies in live blocks."""
 
 
 def programs_of(
@@ -397,3 +358,35 @@ def _placed(shapes: Tree, shardings: Tree) -> Tree:
 
 def _struct(shape: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def training_loops(
+    micro_batches: float, chunks: float, blocks: float
+) -> Callable[[Loop], float | None]:
+    """Outside, the micro-batches; within each, the chunks of positions that learn something; in its
+    layers, where no kernel does it, the pairs of blocks that attention meets."""
+    return lambda loop: (micro_batches, chunks, blocks)[min(loop.depth, 2)]
+
+
+def loss_chunks(model: ModelConfig, positions: int, rows: int, share: float) -> float:
+    """Chunks of the loss that hold something, where a share of the positions learns."""
+    chunk = even_chunk(positions, model.vocab_size, rows)
+    return max(math.ceil(min(share, 1.0) * positions / chunk), 1)
+
+
+def blocks_met(positions: int, pairs: float) -> float:
+    """Pairs of blocks that `packed_attention` meets in a row, of twice so many pairs of positions
+    that see each other, whole blocks counted."""
+    padded = -(-positions // CPU_BLOCK) * CPU_BLOCK
+    block = accelerator_block(padded)
+    blocks = padded // block
+    return min(max(pairs / 2 / block**2, blocks), blocks * (blocks + 1) / 2)
+
+
+def engine_loops(steps: float, prompts: float, chunks: float, loop: Loop) -> float | None:
+    """Of one run that serves all: each prompt is prefilled in chunks, and then decoded."""
+    if loop.depth == 0:
+        return 1.0
+    if "/prefill/" in loop.op_name:
+        return prompts if loop.depth == 1 else chunks
+    return steps if loop.op_name.endswith("decode/while") else None

@@ -15,6 +15,7 @@ from rmr1_jax.models.checkpoint import load_config
 from rmr1_jax.models.model_config import ModelConfig
 from rmr1_jax.models.presets import known_config, toy_model
 from rmr1_jax.models.weight_map import count_parameters
+from rmr1_jax.planning.chips import parse_topology
 from rmr1_jax.planning.plan import (
     Plan,
     Planner,
@@ -26,7 +27,6 @@ from rmr1_jax.planning.plan import (
     variants,
 )
 from rmr1_jax.planning.plan_report import COLUMNS, ranking, sentences, tables, to_json
-from rmr1_jax.planning.topology import parse_topology
 from rmr1_jax.toy_task.toy_recipes import toy_grpo
 from rmr1_jax.training.training_run import lora_of
 

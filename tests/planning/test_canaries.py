@@ -11,7 +11,7 @@ from rmr1_jax.models.presets import known_config
 from rmr1_jax.planning import analysis
 from rmr1_jax.planning.analysis import analyse, check_reader
 from rmr1_jax.planning.chips import CHIPS
-from rmr1_jax.planning.compiled import Compiled, compile_ahead
+from rmr1_jax.planning.compiled import Compiled, Planned, compile_ahead
 from rmr1_jax.planning.recipe_programs import Lengths, programs_of
 from rmr1_jax.training.sharding_plan import make_sharding_plan
 from tests.topologies import devices_or_skip
@@ -64,3 +64,31 @@ def test_a_known_product_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     check_reader.cache_clear()
     assert check_reader(device).endswith("was counted as 7")
     check_reader.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("printed", "renamed"),
+    [
+        (" f32[8,8]", " wide[8,8]"),
+        ("lhs_contracting_dims", "left_contracting_dims"),
+        ("replica_groups", "groups"),
+        ("{{0,1,2,3}}", "by_axis(x)"),
+    ],
+)
+def test_what_is_printed_in_another_way_is_not_taken_for_nothing(
+    printed: str, renamed: str
+) -> None:
+    """An element type of no bytes, a product of no FLOPs, a collective that would be left out."""
+    text = """\
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %c = f32[8,8]{1,0} all-reduce(%b), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+    compiled = Compiled(Planned("update", lambda: None, runs=1), 1.0, text=text)
+    assert analyse(compiled, CHIPS["v5e"], 4).doubts == ()
+    (doubt,) = analyse(
+        replace(compiled, text=text.replace(printed, renamed)), CHIPS["v5e"], 4
+    ).doubts
+    assert "cannot be read" in doubt

@@ -51,7 +51,7 @@ def test_a_start_that_calls_a_sum_is_a_collective(line: str, kind: str, bytes_: 
 
 {one(f"{line}, replica_groups={{{{0,1,2,3}}}}, to_apply=%add")}"""
     (found,) = collectives(read_program(text))
-    assert (found.kind, found.bytes, found.asynchronous) == (kind, bytes_, True)
+    assert (found.kind, found.bytes) == (kind, bytes_)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,6 @@ def test_bytes_are_those_of_the_whole_and_the_wire_carries_a_rings_share(
     text = one(f"{line}, replica_groups={{{{0,1,2,3}}}}", parameter)
     (found,) = collectives(read_program(text))
     assert (found.kind, found.bytes, found.wire_bytes) == (kind, bytes_, wire)
-    assert not found.asynchronous
 
 
 def test_an_asynchronous_gather_counts_at_its_start() -> None:
@@ -84,7 +83,7 @@ dimensions={0}
 }
 """)
     )
-    assert (found.kind, found.bytes, found.asynchronous) == ("all-gather", 2048, True)
+    assert (found.kind, found.bytes) == ("all-gather", 2048)
 
 
 def test_a_permutation_sends_what_it_is_given() -> None:
@@ -136,8 +135,8 @@ ENTRY %main (x: bf16[2,128], y: f32[16,128]) -> f32[4,128] {
 
 def test_a_collective_cut_into_fused_pieces_counts_once() -> None:
     gather, scatter = collectives(read_program(FUSED))
-    assert (gather.kind, gather.bytes, gather.asynchronous) == ("all-gather", 2048, True)
-    assert (scatter.kind, scatter.bytes, scatter.asynchronous) == ("reduce-scatter", 8192, False)
+    assert (gather.kind, gather.bytes) == ("all-gather", 2048)
+    assert (scatter.kind, scatter.bytes) == ("reduce-scatter", 8192)
 
 
 SENT = """\
@@ -172,7 +171,6 @@ def test_what_the_host_sends_to_another_slice_is_a_collective(
 ) -> None:
     (found,) = collectives(read_program(SENT.format(target=target, kind=sent_as)))
     assert (found.kind, found.group, found.bytes) == (kind, group, bytes_)
-    assert found.asynchronous
 
 
 def test_what_is_sent_to_a_host_alone_is_none() -> None:

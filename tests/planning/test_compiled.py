@@ -9,8 +9,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.compiled import compile_ahead
-from rmr1_jax.planning.recipe_programs import Planned
+from rmr1_jax.planning.compiled import Planned, compile_ahead
 
 
 def refused(message: str) -> Planned:

@@ -10,14 +10,13 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from rmr1_jax.planning.chips import CHIPS
+from rmr1_jax.planning.analysis import time_bounds
+from rmr1_jax.planning.chips import CHIPS, devices_of, parse_topology
 from rmr1_jax.planning.collectives import collectives
 from rmr1_jax.planning.hbm_bytes import HbmTraffic
 from rmr1_jax.planning.hlo import Program, read_program
 from rmr1_jax.planning.hlo_flops import dot_flops
 from rmr1_jax.planning.hlo_walk import loops, walk
-from rmr1_jax.planning.time_bounds import time_bounds
-from rmr1_jax.planning.topology import devices_of, parse_topology
 
 pytest.importorskip("jax_plugins.xla_cuda13", reason="the GPU compiler is not installed")
 

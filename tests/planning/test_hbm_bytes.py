@@ -2,8 +2,7 @@
 
 import pytest
 
-from rmr1_jax.planning.cache_copies import copies
-from rmr1_jax.planning.hbm_bytes import HbmTraffic, Traffic
+from rmr1_jax.planning.hbm_bytes import HbmTraffic, Traffic, copies
 from rmr1_jax.planning.hlo import Program, read_program
 
 MIB = 2**20

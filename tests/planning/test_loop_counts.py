@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from rmr1_jax.ops.packed_attention import live_pairs
-from rmr1_jax.planning.loop_counts import BLOCK, blocks_met
+from rmr1_jax.planning.recipe_programs import BLOCK, blocks_met
 
 
 @pytest.mark.parametrize(("positions", "segment"), [(4096, 4096), (4096, 2048), (12288, 1024)])

@@ -7,14 +7,11 @@ import pytest
 from rich.console import Console
 
 from rmr1_jax.config import SftConfig
-from rmr1_jax.planning.analysis import Analysis, DecodeStep, Transfers
-from rmr1_jax.planning.chips import CHIPS, GIB
-from rmr1_jax.planning.compiled import Compiled, Memory, TooBig
+from rmr1_jax.planning.analysis import Analysis, DecodeStep, TimeBounds, Transfers
+from rmr1_jax.planning.chips import CHIPS, GIB, parse_topology
+from rmr1_jax.planning.compiled import Compiled, Memory, Planned, TooBig
 from rmr1_jax.planning.plan import Line, Plan
 from rmr1_jax.planning.plan_report import sentences, tables, to_json
-from rmr1_jax.planning.recipe_programs import Planned
-from rmr1_jax.planning.time_bounds import TimeBounds
-from rmr1_jax.planning.topology import parse_topology
 
 
 def said(topology: str, needed: float) -> str:
@@ -48,8 +45,6 @@ BOUNDS = TimeBounds(
     flops=150e12,
     read=40e9,
     written=2.5e9,
-    sent=9e9,
-    unstated=(),
 )
 TRANSFERS = {
     "all-gather": Transfers(count=3, bytes=7e9, in_decode_loop=0.0, between_slices=0.0),

@@ -7,9 +7,8 @@ import pytest
 
 from rmr1_jax.config import PlanConfig, SftConfig
 from rmr1_jax.models.presets import known_config
-from rmr1_jax.planning.chips import CHIPS
+from rmr1_jax.planning.chips import CHIPS, parse_topology
 from rmr1_jax.planning.plan import Plan, Planner, division, search, variants
-from rmr1_jax.planning.topology import parse_topology
 
 
 def test_a_search_goes_on_after_a_variant_that_the_compiler_refuses(

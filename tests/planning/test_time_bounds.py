@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from rmr1_jax.planning.chips import CHIPS
+from rmr1_jax.planning.analysis import BETWEEN_SLICES, HOP, TimeBounds, time_bounds
+from rmr1_jax.planning.chips import CHIPS, GPUS, TPUS
 from rmr1_jax.planning.hlo import read_program
 from rmr1_jax.planning.hlo_walk import once
-from rmr1_jax.planning.time_bounds import BETWEEN_SLICES, HOP, TimeBounds, time_bounds
-from rmr1_jax.planning.topology import GPUS, TPUS
 
 V5E = CHIPS["v5e"]
 SIZE = 4096
@@ -65,12 +64,6 @@ def test_a_collective_goes_beside_the_rest_at_best_and_after_it_at_worst() -> No
     assert math.isclose(found.communication, seconds)
     assert found.fastest == max(found.communication, found.compute)
     assert math.isclose(found.slowest, found.compute + found.memory + found.communication)
-
-
-def test_the_links_that_the_compiler_says_it_uses_are_counted() -> None:
-    told = 'backend_config={"collective_algorithm_config":{"debug":"colors:4 dim_sizes:2,2"}}'
-    found = bounded(f"%g = {GATHERED} all-gather(%v), {GROUPS}, {told}")
-    assert math.isclose(found.communication, 3 * MATRIX_BYTES / (4 * V5E.link_bandwidth) + 2 * HOP)
 
 
 def test_what_leaves_a_slice_takes_the_slow_way() -> None:

@@ -4,7 +4,7 @@ import pytest
 from jax.experimental import topologies
 
 from rmr1_jax.errors import UserError
-from rmr1_jax.planning.topology import devices_of, parse_topology
+from rmr1_jax.planning.chips import devices_of, parse_topology
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from rmr1_jax.planning.cache_copies import copies
+from rmr1_jax.planning.analysis import time_bounds
 from rmr1_jax.planning.chips import CHIPS
 from rmr1_jax.planning.collectives import collectives
+from rmr1_jax.planning.hbm_bytes import copies
 from rmr1_jax.planning.hlo import Program, read_program
 from rmr1_jax.planning.hlo_flops import dot_flops
 from rmr1_jax.planning.hlo_walk import loops, once
-from rmr1_jax.planning.time_bounds import time_bounds
 
 L, B, T, D, F = 3, 4, 512, 512, 1024
 NO_WINDOWS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
