@@ -24,9 +24,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _WORDS = os.environ.setdefault("TEST_ARGUMENTS", " ".join(sys.argv))  # for pytest-xdist's workers
 EIGHT = re.search(r"(?<!not )devices8", _WORDS) is not None
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the time goes into compiling small programs, half of it into making them fast.
+FLAGS = ["--xla_backend_optimization_level=0", *os.environ.get("XLA_FLAGS", "").split()]
 if EIGHT:
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    FLAGS.append("--xla_force_host_platform_device_count=8")
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(FLAGS))
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One compilation cache for all workers, for what tests start, and for the next run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "xla"))

@@ -49,7 +49,7 @@ def check_decoding(found: Plan, bytes_over_ideal: float) -> None:
         assert line.analysis.decode.bytes_over_ideal <= bytes_over_ideal
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_layers_of_grpo_decode_without_copies_and_are_read_without_a_doubt() -> None:
     found = plan("grpo_rm_r1:qwen-7b", "v6e-8", layers=2)
     assert found.fits and found.doubts == ()

@@ -130,6 +130,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_does(
     assert "update does not fit: " in said and "this fits: --mesh=fsdp=-1 --remat=full" in said
 
 
+@pytest.mark.nightly
 def test_a_search_ranks_what_fits(tmp_path: Path, model: Path) -> None:
     status, found = plan(tmp_path, SFT, f"--model={model}", "--topology=v5e:1x1", "--search")
     seconds = [each["step_seconds"][1] for each in found["ranking"]]
@@ -162,6 +163,7 @@ def test_an_interrupted_search_leaves_what_was_found(
     assert "Memory of a device" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_several_slices_send_between_them_what_data_parallelism_needs(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
