@@ -173,8 +173,11 @@ def assert_close(ours: np.ndarray, reference: np.ndarray, relative: float) -> No
     assert np.abs(ours - reference).max() <= relative * np.abs(reference).max()
 
 
-# The plain ones are computed by the tests of rope scalings, positions and padding.
-@pytest.mark.parametrize("name", [name for name in MODELS if "," in name])
+# Other tests also compute the plain ones: of rope scalings, positions and padding.
+@pytest.mark.parametrize(
+    "name",
+    [name if "," in name else pytest.param(name, marks=pytest.mark.nightly) for name in MODELS],
+)
 def test_logits_of_every_switch_agree(name: str, pair_of: Callable[..., Pair]) -> None:
     pair = pair_of(**MODELS[name])
     tokens = random_tokens(96, B, T)

@@ -109,7 +109,16 @@ def assert_same(ours: Any, expected: Any, tolerance: float) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "B", "W", "chunk"),
-    [("VD", 1, 1, 4), ("DV", 3, 20, 4), ("VD", 2, 21, 8), ("DV", 3, 5, 32)],
+    [
+        ("VD", 1, 1, 4),
+        ("DV", 3, 20, 4),
+        ("VD", 2, 21, 8),
+        ("DV", 3, 5, 32),
+        pytest.param("DV", 1, 1, 4, marks=pytest.mark.nightly),
+        pytest.param("VD", 3, 20, 4, marks=pytest.mark.nightly),
+        pytest.param("DV", 2, 21, 8, marks=pytest.mark.nightly),
+        pytest.param("VD", 3, 5, 32, marks=pytest.mark.nightly),
+    ],
 )
 def test_any_chunks_give_the_plain_values_and_gradients(
     layout: HeadLayout, B: int, W: int, chunk: int
@@ -120,7 +129,15 @@ def test_any_chunks_give_the_plain_values_and_gradients(
         assert_same(ours, with_gradients(plain(layout), *inputs), 2e-6)
 
 
-@pytest.mark.parametrize(("layout", "B", "W", "chunk"), [("VD", 3, 20, 4), ("DV", 2, 21, 8)])
+@pytest.mark.parametrize(
+    ("layout", "B", "W", "chunk"),
+    [
+        ("VD", 3, 20, 4),
+        ("DV", 2, 21, 8),
+        pytest.param("DV", 3, 20, 4, marks=pytest.mark.nightly),
+        pytest.param("VD", 2, 21, 8, marks=pytest.mark.nightly),
+    ],
+)
 def test_entropies_and_their_gradients_are_the_plain_ones(
     layout: HeadLayout, B: int, W: int, chunk: int
 ) -> None:

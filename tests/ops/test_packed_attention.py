@@ -60,7 +60,18 @@ def with_gradients(function: Any, segment_ids: jax.Array | None, *inputs: jax.Ar
 
 @pytest.mark.parametrize(
     ("T", "block", "packed"),
-    [(1, 8, False), (24, 24, False), (29, 8, False), (24, 24, True), (29, 8, True), (5, 1, True)],
+    [
+        (1, 8, False),
+        (24, 24, False),
+        (29, 8, False),
+        (24, 24, True),
+        (29, 8, True),
+        (5, 1, True),
+        pytest.param(1, 8, True, marks=pytest.mark.nightly),
+        pytest.param(24, 8, True, marks=pytest.mark.nightly),
+        pytest.param(24, 8, False, marks=pytest.mark.nightly),
+        pytest.param(5, 1, False, marks=pytest.mark.nightly),
+    ],
 )
 def test_blocks_give_outputs_and_gradients_of_whole_rows(T: int, block: int, packed: bool) -> None:
     for seed in range(5):

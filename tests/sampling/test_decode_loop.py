@@ -83,7 +83,16 @@ def test_greedy_tokens_and_log_probabilities_are_those_of_the_plain_forward(
 
 
 @pytest.mark.parametrize(
-    ("slots", "samples"), [(4, 1), (5, 3), (4, MOST_SAMPLES)], ids=lambda x: str(x)
+    ("slots", "samples"),
+    [
+        (4, 1),
+        (5, 3),
+        (4, MOST_SAMPLES),
+        pytest.param(3, 1, marks=pytest.mark.nightly),
+        pytest.param(16, 1, marks=pytest.mark.nightly),
+        pytest.param(16, 3, marks=pytest.mark.nightly),
+    ],
+    ids=str,
 )
 def test_a_sample_does_not_depend_on_slots_neighbours_or_refills(
     scheduler_of: SchedulerOf, alone: Alone, slots: int, samples: int
@@ -164,7 +173,13 @@ def test_every_request_is_answered_once_and_in_full(
 
 
 @pytest.mark.parametrize(
-    ("length", "samples"), [(300, 1), pytest.param(40, 3, marks=pytest.mark.nightly)]
+    ("length", "samples"),
+    [
+        (300, 1),
+        pytest.param(40, 1, marks=pytest.mark.nightly),
+        pytest.param(40, 3, marks=pytest.mark.nightly),
+        pytest.param(600, 3, marks=pytest.mark.nightly),
+    ],
 )
 def test_prompts_are_computed_once_per_group_and_a_common_prefix_once(
     scheduler_of: SchedulerOf, length: int, samples: int
@@ -237,6 +252,15 @@ def test_stragglers_continue_in_a_smaller_batch(
     assert scheduler.work.programs == {(4, 128, 128), (1, 128, 128)}
 
 
+@pytest.mark.nightly
+def test_the_cache_grows_with_the_longest_response(config: ModelConfig, weights: Params) -> None:
+    scheduler = Scheduler(config, weights, slots=2)
+    asked = [Request([1, 2, 3], 300), Request([1, 2], 20)]
+    list(scheduler.generate(asked, max_new_tokens=300))
+    assert sorted({length for _, length, _ in scheduler.work.programs}) == [128, 256, 512]
+    assert {width for _, _, width in scheduler.work.programs} == {128}
+
+
 def test_sizes_come_from_short_ladders() -> None:
     assert [cache_bucket(n) for n in (1, 128, 129, 5000)] == [128, 128, 256, 8192]
     assert [prompt_width(n) for n in (1, 257, 385, 1025, 4096)] == [128, 384, 512, 1536, 4096]
@@ -257,7 +281,15 @@ def test_sampling_parameters_and_lengths_recompile_nothing(scheduler_of: Schedul
     assert some.programs.run._cache_size() == compiled
 
 
-@pytest.mark.parametrize(("samples", "slots", "prefix_width"), [(1, 6, 0), (3, 6, 64)])
+@pytest.mark.parametrize(
+    ("samples", "slots", "prefix_width"),
+    [
+        (1, 6, 0),
+        (3, 6, 64),
+        pytest.param(1, 6, 64, marks=pytest.mark.nightly),
+        pytest.param(3, 6, 0, marks=pytest.mark.nightly),
+    ],
+)
 def test_no_cache_is_copied_while_decoding(
     config: ModelConfig, weights: Params, samples: int, slots: int, prefix_width: int
 ) -> None:

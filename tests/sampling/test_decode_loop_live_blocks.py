@@ -21,19 +21,28 @@ pytestmark = pytest.mark.usefixtures("never_compact")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("longest", [40, pytest.param(LONGEST, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("slots", "samples", "longest"),
+    [
+        (5, 3, 40),
+        pytest.param(5, 3, LONGEST, marks=pytest.mark.nightly),
+        pytest.param(4, 1, 40, marks=pytest.mark.nightly),
+    ],
+)
 def test_live_blocks_are_all_that_matters(
     scheduler_of: Callable[..., Scheduler],
     config: ModelConfig,
     weights: Params,
+    slots: int,
+    samples: int,
     longest: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With more than 128 tokens, also after the cache has grown."""
     requests = random_requests(8, longest_response=longest, seed=9, temperature=1.0)
-    expected = texts(answers(scheduler_of(5, 3), requests))
+    expected = texts(answers(scheduler_of(slots, samples), requests))
     interpret(monkeypatch)
-    ours = Scheduler(config, weights, slots=5, group_size=3)
+    ours = Scheduler(config, weights, slots=slots, group_size=samples)
     assert texts(answers(ours, requests)) == expected
 
 

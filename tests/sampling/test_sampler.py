@@ -55,7 +55,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-@pytest.mark.parametrize("vocabulary", [7, 1031])
+@pytest.mark.parametrize("vocabulary", [7, pytest.param(300, marks=pytest.mark.nightly), 1031])
 def test_draws_follow_the_exact_distribution(options: dict, vocabulary: int) -> None:
     draws = 20_000
     logits = np.random.default_rng(vocabulary).normal(0, 2, vocabulary).astype(np.float32)
