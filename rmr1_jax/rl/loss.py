@@ -19,7 +19,7 @@ In a `GroupBatch` the responses to a prompt share one copy of it, which changes 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rmr1_jax.config import GrpoConfig
+from rmr1_jax.config.grpo_config import ObjectiveConfig
 from rmr1_jax.data.packed_batch import GroupBatch
 from rmr1_jax.models.model_config import ModelConfig
-from rmr1_jax.models.transformer import Remat, Transformer
-from rmr1_jax.ops.constrain import Constrain, unconstrained
-from rmr1_jax.ops.cross_entropy import target_logprobs
-from rmr1_jax.ops.packed_attention import PackedAttention, packed_attention
+from rmr1_jax.models.transformer import Transformer
 from rmr1_jax.training.metrics import Numbers
+from rmr1_jax.training.nll import predict_targets
 from rmr1_jax.training.sharding_plan import ShardingPlan
 from rmr1_jax.training.step import Metrics, Objective, batch_logprobs
 
@@ -43,19 +42,9 @@ _LIKELY = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ObjectiveConfig):
     """What is fixed when compiling; the defaults are the published numbers."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl: float = 0.001
-    """0: `reference_logprobs` is not read."""
-    entropy: float = 0.0
-    """Above 0, the exact entropy is computed, and a part of it subtracted from the loss."""
-    ratio: Literal["token", "sequence"] = "token"
-    """One ratio a token, or one a response: the geometric mean over its tokens (GSPO)."""
-    tis_cap: float = 0.0
-    """0: no correction for what sampler and trainer differ in."""
     on_policy: bool = False
     """p_old is p itself, which is so where a step has one update; `old_logprobs` is not read."""
 
@@ -102,17 +91,16 @@ def grpo(
     weight_of_step: Float[Array, ""],
     *,
     settings: Settings,
-    remat: Remat = "none",
-    constrain: Constrain = unconstrained,
-    attention: PackedAttention = packed_attention,
-    batch_shards: int = 1,
+    **options: Any,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of one micro-batch (leaves [R, ...]) as its share of the mini-batch's, and the sums
-    to report. Both are 0 where nothing has a weight.
+    to report. Both are 0 where nothing has a weight. `options` are those of `predict_targets`.
     """
-    logprobs, entropy = _forward(
-        model, micro, settings.entropy > 0, remat, constrain, attention, batch_shards
-    )
+    if settings.entropy > 0:
+        logprobs, _, entropy = predict_targets(model, micro, entropy=True, **options)
+    else:
+        logprobs, _ = predict_targets(model, micro, **options)
+        entropy = -jax.lax.stop_gradient(logprobs)
     now = jax.lax.stop_gradient(logprobs)
     valid = micro.loss_weights > 0
     old = jnp.where(valid, now if settings.on_policy else micro.old_logprobs, 0.0)
@@ -152,17 +140,10 @@ def grpo(
     return loss, jax.lax.stop_gradient(sums)
 
 
-def token_logprobs(
-    model: Transformer,
-    micro: GroupBatch,
-    *,
-    remat: Remat = "none",
-    constrain: Constrain = unconstrained,
-    attention: PackedAttention = packed_attention,
-    batch_shards: int = 1,
-) -> Float[Array, "R W"]:
+def token_logprobs(model: Transformer, micro: GroupBatch, **options: Any) -> Float[Array, "R W"]:
     """log p of each target of one micro-batch (leaves [R, ...]), 0 where it has no weight."""
-    return _forward(model, micro, False, remat, constrain, attention, batch_shards)[0]
+    logprobs: Array = predict_targets(model, micro, **options)[0]
+    return logprobs
 
 
 def low_variance_kl(difference: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -192,42 +173,6 @@ def _log_ratio(
     return means + (logprobs - now)
 
 
-def _forward(
-    model: Transformer,
-    micro: GroupBatch,
-    exact_entropy: bool,
-    remat: Remat,
-    constrain: Constrain,
-    attention: PackedAttention,
-    batch_shards: int,
-) -> tuple[Float[Array, "R W"], Float[Array, "R W"]]:
-    """log p of each target, and the entropy there or its estimate. Hidden states are gathered where
-    something is learnt, so that the output head is computed nowhere else."""
-    hidden = model(
-        micro.tokens,
-        micro.positions,
-        micro.segment_ids,
-        micro.response_ids,
-        remat=remat,
-        constrain=constrain,
-        attention=attention,
-    )
-    learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
-    learnt = constrain(learnt, ("batch", None, None))
-    head, layout = model.head()
-    inputs = learnt, head, micro.loss_targets, micro.loss_weights > 0
-    where: dict[str, Any] = {
-        "layout": layout,
-        "batch_shards": batch_shards,
-        "constrain": constrain,
-    }
-    if exact_entropy:
-        logprobs, _, entropy = target_logprobs(*inputs, **where, entropy=True)
-        return logprobs, entropy
-    logprobs, _ = target_logprobs(*inputs, **where)
-    return logprobs, -jax.lax.stop_gradient(logprobs)
-
-
 def grpo_objective(config: GrpoConfig, sharding: ShardingPlan) -> Objective:
     """The clipped policy gradient."""
     return partial(grpo, settings=settings_of(config), **sharding.objective_options(config.remat))
@@ -251,16 +196,7 @@ def logprob_pass(
 
 def settings_of(config: GrpoConfig) -> Settings:
     """The objective's settings."""
-    objective = config.objective
-    return Settings(
-        clip_low=objective.clip_low,
-        clip_high=objective.clip_high,
-        kl=objective.kl,
-        entropy=objective.entropy,
-        ratio=objective.ratio,
-        tis_cap=objective.tis_cap,
-        on_policy=config.updates == 1,
-    )
+    return Settings(**vars(config.objective), on_policy=config.updates == 1)
 
 
 # Of the sums of an update, those that are means over its mini-batch.

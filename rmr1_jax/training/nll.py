@@ -7,14 +7,14 @@ with the batch, and n, the number of traces or of tokens in a step, is their sum
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmr1_jax.config import SftConfig
-from rmr1_jax.data.packed_batch import Batch
+from rmr1_jax.data.packed_batch import Batch, GroupBatch
 from rmr1_jax.models.transformer import Remat, Transformer
 from rmr1_jax.ops.constrain import Constrain, unconstrained
 from rmr1_jax.ops.cross_entropy import target_logprobs
@@ -40,17 +40,17 @@ class Sums(NamedTuple):
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def nll(
+def predict_targets(
     model: Transformer,
-    micro: Batch,
-    weight_of_step: Float[Array, ""],
+    micro: Batch | GroupBatch,
     *,
     remat: Remat = "none",
     constrain: Constrain = unconstrained,
     attention: PackedAttention = packed_attention,
     batch_shards: int = 1,
-) -> tuple[Float[Array, ""], Sums]:
-    """The loss of one micro-batch (R rows) as its share of the step's, and the sums to report.
+    entropy: bool = False,
+) -> tuple[Array, ...]:
+    """`target_logprobs` of a micro-batch: [R, W] where something is learnt, 0 elsewhere.
 
     Hidden states are gathered where something is learnt, so that neither the output head nor the
     softmax is computed over prompts and padding. `batch_shards` devices split the rows.
@@ -59,23 +59,35 @@ def nll(
         micro.tokens,
         micro.positions,
         micro.segment_ids,
+        micro.response_ids if isinstance(micro, GroupBatch) else None,
         remat=remat,
         constrain=constrain,
         attention=attention,
     )
     learnt = jnp.take_along_axis(hidden, micro.loss_positions[..., None], axis=1)
     learnt = constrain(learnt, ("batch", None, None))
-    valid = micro.loss_weights > 0
     head, layout = model.head()
-    logprobs, correct = target_logprobs(
+    return target_logprobs(
         learnt,
         head,
         micro.loss_targets,
-        valid,
+        micro.loss_weights > 0,
         layout=layout,
         batch_shards=batch_shards,
         constrain=constrain,
+        entropy=entropy,
     )
+
+
+def nll(
+    model: Transformer, micro: Batch, weight_of_step: Float[Array, ""], **options: Any
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss of one micro-batch (R rows) as its share of the step's, and the sums to report.
+
+    `options` are those of `predict_targets`.
+    """
+    logprobs, correct = predict_targets(model, micro, **options)
+    valid = micro.loss_weights > 0
     loss = -jnp.sum(micro.loss_weights * logprobs) / weight_of_step
     stopped = jax.lax.stop_gradient(logprobs)
     sums = Sums(
