@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import batched, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Int, Int8
@@ -131,24 +131,24 @@ def open_prompts(
     for asked in batched(reader.read(tokenizer), AT_A_TIME):
         encoded = iter(
             tokenizer(
-                [order.text for item in asked for order in item.orders],
+                [text for _, _, texts in asked for text in texts],
                 add_special_tokens=False,
                 return_attention_mask=False,
             )["input_ids"]
         )
-        for item in asked:
-            of_orders = list(islice(encoded, len(item.orders)))
+        for row, examples, _ in asked:
+            of_orders = list(islice(encoded, len(examples)))
             length = max(map(len, of_orders))
             shortest = length if shortest is None else min(length, shortest)
             if length > max_prompt:
                 detail = f"the prompt has {length} tokens, more than max_prompt={max_prompt}"
-                reader.drop(item.row, "too_long", detail)
+                reader.drop(row, "too_long", detail)
                 continue
-            for order, ids_of_prompt in zip(item.orders, of_orders, strict=True):
+            for example, ids_of_prompt in zip(examples, of_orders, strict=True):
                 tokens.append(np.array(ids_of_prompt, np.int32))
                 lengths.append(len(ids_of_prompt))
-                ids.append(order.id)
-                labels.append(SIDES.index(order.label))
+                ids.append(example.id)
+                labels.append(SIDES.index(cast(Side, example.label)))
         if progress is not None:
             progress(reader.records)
     if not ids:
@@ -166,19 +166,6 @@ def open_prompts(
         ),
         orders=2 if both_orders else 1,
     )
-
-
-class _Order(NamedTuple):
-    id: str
-    label: Side
-    text: str
-
-
-class _Asked(NamedTuple):
-    """A record, as it is read: once, or in both orders."""
-
-    row: Row
-    orders: list[_Order]
 
 
 class _Reader:
@@ -201,8 +188,11 @@ class _Reader:
         if self._rejects is not None:
             self._rejects(row.number, f"{row.place}, {detail}", row_text(row.raw))
 
-    def read(self, tokenizer: "PreTrainedTokenizerBase") -> Iterator[_Asked]:
-        """What the judge would read, of each record that has a label and that the template takes.
+    def read(
+        self, tokenizer: "PreTrainedTokenizerBase"
+    ) -> Iterator[tuple[Row, list[Example], list[str]]]:
+        """Each record that has a label and that the template takes, with what the judge would read:
+        once, or in both orders.
 
         Raises UserError where the template refuses the first.
         """
@@ -210,25 +200,21 @@ class _Reader:
         for row in self._source.rows():
             self.records += 1
             example = self._example(row)
-            if example is None or example.label is None:
+            if example is None:
                 continue
             examples = [example, self._swapped(example)] if self._both_orders else [example]
             if first:
                 check_template(tokenizer, self._messages(example))
                 first = False
             try:
-                orders = [
-                    _Order(
-                        each.id,
-                        cast(Side, each.label),
-                        chat_text(tokenizer, self._messages(each), add_generation_prompt=True),
-                    )
+                texts = [
+                    chat_text(tokenizer, self._messages(each), add_generation_prompt=True)
                     for each in examples
                 ]
             except TemplateError as error:
                 self.drop(row, "template_refuses", f"the chat template refuses it: {error}")
                 continue
-            yield _Asked(row, orders)
+            yield row, examples, texts
 
     def _swapped(self, example: Example) -> Example:
         if example.preference is None:
@@ -260,16 +246,12 @@ class _Reader:
         return example
 
     def _messages(self, example: Example) -> list[dict[str, str]]:
-        if example.preference is None:
-            return [
-                {"role": message.role, "content": message.content} for message in example.prompt
-            ]
-        if self._prompt is None:
+        if example.preference is not None and self._prompt is None:
             raise UserError(
                 f"{self._source.label}: holds pairs, and no prompt says how a judge is asked about "
                 "them; name one with --data.prompt"
             )
-        return self._prompt.messages(example.preference)
+        return example.messages(cast(JudgePrompt, self._prompt))
 
 
 def _nothing_left(reader: _Reader, shortest: int | None, max_prompt: int) -> str:
