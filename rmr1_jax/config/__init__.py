@@ -25,16 +25,15 @@ from rmr1_jax.config.judge_config import JudgeConfig, JudgeOptions
 from rmr1_jax.config.plan_config import PlanConfig
 from rmr1_jax.config.prepare_config import PrepareConfig, Source
 from rmr1_jax.config.sampling_config import Sampling, SamplingOptions
-from rmr1_jax.config.sft_config import (
+from rmr1_jax.config.sft_config import SftConfig, SftDataConfig
+from rmr1_jax.config.stage_table import STAGES
+from rmr1_jax.config.synthesize_config import SynthesizeConfig, TeacherConfig
+from rmr1_jax.config.training_config import (
     CheckpointConfig,
     LoraConfig,
     OptimizerConfig,
-    SftConfig,
-    SftDataConfig,
     ValidationConfig,
 )
-from rmr1_jax.config.stage_table import STAGES
-from rmr1_jax.config.synthesize_config import SynthesizeConfig, TeacherConfig
 
 __all__ = [
     "STAGES",

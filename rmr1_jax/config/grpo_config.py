@@ -3,16 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rmr1_jax.config.checks import at_least, check_choices, checkpoint_exists
-from rmr1_jax.config.mesh_config import parse_mesh
+from rmr1_jax.config.checks import at_least, checkpoint_exists
 from rmr1_jax.config.sampling_config import Sampling
-from rmr1_jax.config.sft_config import (
-    CheckpointConfig,
-    LoraConfig,
-    OptimizerConfig,
-    Remat,
-    ValidationConfig,
-)
+from rmr1_jax.config.training_config import OptimizerConfig, TrainingOptions
 from rmr1_jax.errors import UserError
 
 
@@ -131,7 +124,7 @@ def _optimizer() -> OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class GrpoConfig:
+class GrpoConfig(TrainingOptions):
     """Reinforcement learning (GRPO) with the verdict as reward: groups of traces are sampled,
     rewarded and learnt from. With no option: the judge of the toy task, on a CPU, from its
     SFT run, which is trained first if it is absent."""
@@ -150,35 +143,13 @@ class GrpoConfig:
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    epochs: float = 1.0
-    """Passes over the prompts."""
-    max_steps: int | None = None
-    """Stop after this many steps, whatever epochs says."""
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
-    lora: LoraConfig = field(default_factory=LoraConfig)
     pack_length: int | None = None
     """Tokens of a packed row at most; it holds a prompt once and several traces after it. None:
     enough for the longest prompt and trace, and at least 4,096."""
-    micro_batch_size: int = 1
-    """Packed rows per device at a time; gradients accumulate over the rest of an update."""
-    remat: Remat = "full"
-    """What the backward pass recomputes: nothing (none), all but matrix products and attention
-    (dots), all but attention (attention), or everything (full)."""
-    dtype: Literal["", "float32", "bfloat16"] = ""
-    """Type to compute in. Empty: float32 on a CPU, bfloat16 elsewhere."""
-    mesh: str = ""
-    """Devices per mesh axis, for example fsdp=-1,tensor=2. Empty: fsdp over all devices."""
-    sequence_parallel: bool = False
-    """Split the tokens of a row over the tensor axis between layers, for long rows."""
-    max_nonfinite_steps: int = 3
-    """Stop after this many updates in a row with a non-finite loss or gradient."""
     seed: int = 1
     """Seed of the order of the prompts and of sampling."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    log_every: int = 1
-    """Steps between metrics."""
 
     @property
     def updates(self) -> int:
@@ -187,26 +158,15 @@ class GrpoConfig:
 
     def check(self) -> None:
         """Refuse what cannot work, before a file is read. Raises UserError."""
-        check_choices(self)
-        parse_mesh(self.mesh)
-        if not self.workdir:
-            raise UserError("--stage=grpo needs --workdir=DIRECTORY")
-        for name, path in (("model", self.model), ("reference.model", self.reference.model)):
-            if path:
-                checkpoint_exists(name, path)
+        self.check_training("grpo")
+        if self.reference.model:
+            checkpoint_exists("reference.model", self.reference.model)
         if not self.model or not self.data.train:
             missing = "--model=CHECKPOINT" if not self.model else "--data.train=PAIRS"
             raise UserError(
                 f"also name {missing}; with neither --model nor --data.train the toy task is learnt"
             )
-        for name in (
-            "batch_size",
-            "mini_batch",
-            "micro_batch_size",
-            "max_nonfinite_steps",
-            "log_every",
-        ):
-            at_least(name, getattr(self, name), 1)
+        at_least("mini_batch", self.mini_batch, 1)
         if self.batch_size % self.mini_batch:
             raise UserError(
                 f"--mini_batch={self.mini_batch} does not divide --batch_size={self.batch_size}; "
@@ -217,19 +177,11 @@ class GrpoConfig:
                 f"--mini_batch={self.mini_batch} must be even: with --data.both_orders the two "
                 "orders of a pair belong to one update"
             )
-        if self.max_steps is not None:
-            at_least("max_steps", self.max_steps, 1)
-        if not self.epochs > 0:
-            raise UserError(f"--epochs={self.epochs} must be above 0")
         if self.pack_length is not None:
             at_least("pack_length", self.pack_length, 8)
         at_least("data.max_prompt", self.data.max_prompt, 1)
         self._check_rollout()
         self._check_objective()
-        at_least("lora.rank", self.lora.rank, 0)
-        self.optimizer.check()
-        self.checkpoint.check()
-        self.validation.check()
         at_least("samples.every", self.samples.every, 0)
         at_least("samples.groups", self.samples.groups, 1)
 

@@ -10,14 +10,9 @@ from rmr1_jax.config.grpo_config import (
     SamplesConfig,
 )
 from rmr1_jax.config.prepare_config import PrepareConfig
-from rmr1_jax.config.sft_config import (
-    CheckpointConfig,
-    OptimizerConfig,
-    SftConfig,
-    SftDataConfig,
-    ValidationConfig,
-)
+from rmr1_jax.config.sft_config import SftConfig, SftDataConfig
 from rmr1_jax.config.synthesize_config import SynthesizeConfig, TeacherConfig
+from rmr1_jax.config.training_config import CheckpointConfig, OptimizerConfig, ValidationConfig
 
 # Verdicts can be verified, reasons cannot: traces that guess right stay. A model that imitates them
 # guesses, too; reinforcement learning finds out that solving pays.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rmr1_jax.config import SftConfig
-from rmr1_jax.config.sft_config import CheckpointConfig, ValidationConfig
+from rmr1_jax.config.training_config import CheckpointConfig, ValidationConfig
 from rmr1_jax.errors import UserError
 from rmr1_jax.training.loop import Abandoned, StopSignal, TrainingRun, take_steps
 from rmr1_jax.training.metrics import MetricsLog, Numbers, TrainingProgress
